@@ -1,0 +1,255 @@
+"""The bundle: one folder, or one ``.zip``, that export writes and the runtime reads.
+
+Bytes leave this module only after their SHA-256 was found to be the manifest's; readers get bytes, never paths, so a
+file cannot change between the check and its use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from importlib.resources import files as package_files
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import msgspec
+
+from edge_ravlm.errors import BundleAltered, BundleError, StorageError
+from edge_ravlm.manifest import MANIFEST_NAME, FileRecord, Manifest, decode_manifest, encode_manifest
+
+STARTER = "starter"
+"""The name that means the bundle inside the package."""
+
+_MAX_MANIFEST_BYTES = 4_000_000
+_COPY_AGAIN = "copy or export the bundle again"
+
+
+class Bundle:
+    """A bundle whose layout was checked at ``open``; contents are checked as they are read."""
+
+    def __init__(self, where: str, files: _Files, manifest: Manifest, manifest_sha256: str) -> None:
+        self.where = where
+        self.manifest = manifest
+        self.sha256 = manifest_sha256
+        """Names this very bundle: the manifest lists every file's hash, so its own hash covers all of them."""
+        self._files = files
+        self._records = {record.path: record for record in manifest.files}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a folder, a ``.zip`` or ``"starter"``; no model file is read yet.
+
+        Raises:
+            BundleError: there is no bundle there, or its manifest is not valid.
+            BundleAltered: a file is missing, extra, or of another size than the manifest says.
+        """
+        where = f"bundle '{path}'"
+        files = _open_files(starter_path() if str(path) == STARTER else Path(path), where)
+        sizes = files.sizes()
+        if MANIFEST_NAME not in sizes or sizes[MANIFEST_NAME] > _MAX_MANIFEST_BYTES:
+            raise BundleError(
+                where,
+                expected=f"a {MANIFEST_NAME} of at most 4 MB",
+                got="none" if MANIFEST_NAME not in sizes else f"{sizes[MANIFEST_NAME]} bytes",
+                do="give the folder or .zip that `edge-ravlm export` wrote",
+            )
+        data = files.read(MANIFEST_NAME)
+        manifest = decode_manifest(data, where)
+        _check_layout(where, manifest, sizes)
+        return cls(where, files, manifest, hashlib.sha256(data).hexdigest())
+
+    def read(self, path: str) -> bytes:
+        """A listed file's bytes, hash checked.
+
+        Raises:
+            BundleAltered: the bytes are not the ones the manifest lists.
+        """
+        record = self._records[path]
+        data = self._files.read(path)
+        found = hashlib.sha256(data).hexdigest()
+        if found != record.sha256:
+            raise BundleAltered(
+                self.where,
+                expected=f"{path} with SHA-256 {record.sha256[:12]}…",
+                got=f"{found[:12]}…",
+                do=_COPY_AGAIN,
+            )
+        return data
+
+    def verify(self) -> int:
+        """Read and check every file; returns the bytes checked."""
+        return sum(len(self.read(path)) for path in self._records)
+
+
+def write_bundle(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle folder in one step: it appears whole under its name, or not at all.
+
+    Args:
+        folder: must not exist yet, or be empty.
+        manifest: its ``files`` are filled in here.
+        contents: bytes by path.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise BundleError(
+            f"output '{folder}'",
+            expected="a folder that is new or empty",
+            got="one with files in it",
+            do="choose another folder or empty this one",
+        )
+    records = tuple(
+        FileRecord(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for path, data in sorted(contents.items())
+    )
+    manifest = msgspec.structs.replace(manifest, files=records)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            whole = Path(temporary) / "bundle"
+            _write_files(whole, {**contents, MANIFEST_NAME: encode_manifest(manifest)})
+            whole.replace(folder)
+    except OSError as error:
+        raise StorageError(
+            f"output '{folder}'",
+            expected="a place that can be written",
+            got=error.strerror or str(error),
+            do="free space there or choose another folder",
+        ) from None
+    return Bundle.open(folder)
+
+
+def pack_bundle(bundle: Bundle, archive: Path) -> None:
+    """Write the bundle as one ``.zip``, byte-identical for equal bundles, appearing whole or not at all."""
+    temporary = archive.with_name(f".{archive.name}.part")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as out:
+            _add(out, MANIFEST_NAME, encode_manifest(bundle.manifest))
+            for record in bundle.manifest.files:
+                _add(out, record.path, bundle.read(record.path))
+        temporary.replace(archive)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"archive '{archive}'",
+            expected="a place that can be written",
+            got=error.strerror or str(error),
+            do="free space there or choose another place",
+        ) from None
+
+
+def starter_path() -> Path:
+    """The folder of the bundle that ships inside the package."""
+    return Path(str(package_files("edge_ravlm"))) / STARTER
+
+
+class _Files(Protocol):
+    """Where a bundle's bytes lie."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by relative path, for every file there is."""
+
+    def read(self, path: str) -> bytes:
+        """One file's bytes."""
+
+
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def sizes(self) -> dict[str, int]:
+        found = (path for path in self._root.rglob("*") if path.is_symlink() or not path.is_dir())
+        return {path.relative_to(self._root).as_posix(): path.lstat().st_size for path in found}
+
+    def read(self, path: str) -> bytes:
+        # O_NOFOLLOW: a listed name that is a link would read a file outside the bundle.
+        with open(os.open(self._root / path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123
+            return file.read()
+
+
+class _Archive:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def sizes(self) -> dict[str, int]:
+        with zipfile.ZipFile(self._path) as archive:
+            return {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
+
+    def read(self, path: str) -> bytes:
+        with zipfile.ZipFile(self._path) as archive:
+            return archive.read(path)
+
+
+class _Checked:
+    """Turns what the disk or the zip reader says into one sentence."""
+
+    def __init__(self, where: str, files: _Folder | _Archive) -> None:
+        self._where, self._files = where, files
+
+    def sizes(self) -> dict[str, int]:
+        try:
+            return self._files.sizes()
+        except (OSError, zipfile.BadZipFile) as error:
+            raise self._unreadable(error) from None
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self._files.read(path)
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+            raise self._unreadable(error, path) from None
+
+    def _unreadable(self, error: Exception, path: str = "") -> BundleAltered:
+        expected = f"a readable {path}" if path else "a readable folder or .zip"
+        got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return BundleAltered(self._where, expected=expected, got=got, do=_COPY_AGAIN)
+
+
+def _open_files(path: Path, where: str) -> _Files:
+    if path.is_dir():
+        return _Checked(where, _Folder(path))
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _Checked(where, _Archive(path))
+    raise BundleError(
+        where,
+        expected="a bundle folder or .zip",
+        got="a file of another kind" if path.exists() else "nothing there",
+        do="give the folder or .zip that `edge-ravlm export` wrote, or 'starter'",
+    )
+
+
+def _check_layout(where: str, manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """Names and sizes, before anything is read: nothing outside, nothing missing, nothing extra."""
+    listed = {record.path: record.bytes for record in manifest.files}
+    for path in listed:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\\" in path or path == MANIFEST_NAME:
+            raise BundleAltered(where, expected="paths inside the bundle", got=f"'{path}'", do=_COPY_AGAIN)
+    for model in (m for f in manifest.flavors.values() for m in (f.image.file, f.text.file)):
+        if model not in listed or manifest.tokenizer not in listed:
+            raise BundleAltered(
+                where, expected=f"{model} and the tokenizer listed", got="no such entry", do=_COPY_AGAIN
+            )
+    for path in sorted(listed.keys() | (sizes.keys() - {MANIFEST_NAME})):
+        if listed.get(path) != sizes.get(path):
+            expected = f"{path} of {listed[path]} bytes" if path in listed else f"no file {path}"
+            got = f"{sizes[path]} bytes" if path in sizes else "no such file"
+            raise BundleAltered(where, expected=expected, got=got, do=_COPY_AGAIN)
+
+
+def _write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    for path, data in contents.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _add(archive: zipfile.ZipFile, path: str, data: bytes) -> None:
+    info = zipfile.ZipInfo(path)  # its default date, 1980-01-01, keeps the archive reproducible
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, data)

@@ -1,0 +1,96 @@
+"""Every error a user can meet, as one tree.
+
+::
+
+    EdgeRavlmError            exit code 1
+    ├── UsageError            the call itself is wrong (exit code 2)
+    ├── MissingExtra          an optional dependency is not installed
+    ├── FrameError            an image or frame that cannot be used
+    ├── BundleError           a bundle that is missing, foreign or malformed
+    │   └── BundleAltered     a bundle whose files are not the ones its manifest lists
+    ├── MemoryFault           a memory that is missing, foreign or malformed
+    │   ├── MemoryDamaged     a memory whose bytes are not the ones it wrote
+    │   └── SpaceMismatch     a memory made with another encoder
+    ├── StorageError          the disk refused: read-only, full, no permission
+    ├── CameraError           a source that cannot be opened or was lost
+    └── DataError             input data (label files, import lists, packages) that cannot be used
+
+Every message is one sentence: what, what was expected, what was got, what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgeRavlmError(Exception):
+    """Base of the tree.
+
+    Args:
+        what: the thing at fault, as the user named it ("bundle 'x.zip'").
+        expected: what would have been right.
+        got: what was found instead.
+        do: the next step, as an imperative without a full stop.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, expected: str, got: str, do: str) -> None:
+        super().__init__(f"{what}: expected {expected}, got {got}; {do}.")
+        self.what, self.expected, self.got, self.do = what, expected, got, do
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle through positional args only; ours are keywords (worker processes send them home).
+        return _rebuild, (type(self), self.what, self.expected, self.got, self.do)
+
+
+def _rebuild(
+    kind: type[EdgeRavlmError], what: str, expected: str, got: str, do: str
+) -> EdgeRavlmError:
+    return kind(what, expected=expected, got=got, do=do)
+
+
+class UsageError(EdgeRavlmError):
+    """The call is wrong whatever the data: an unknown option, a negative budget, an empty question."""
+
+    exit_code = 2
+
+
+class MissingExtra(EdgeRavlmError):
+    """A part that is not installed; the message names the extra that brings it."""
+
+
+class FrameError(EdgeRavlmError):
+    """An image or frame that cannot be used."""
+
+
+class BundleError(EdgeRavlmError):
+    """A bundle that is missing, foreign or malformed."""
+
+
+class BundleAltered(BundleError):
+    """A bundle whose files are not the ones its manifest lists."""
+
+
+class MemoryFault(EdgeRavlmError):
+    """A memory that is missing, foreign or malformed."""
+
+
+class MemoryDamaged(MemoryFault):
+    """A memory whose bytes are not the ones it wrote."""
+
+
+class SpaceMismatch(MemoryFault):
+    """A memory made with another encoder than the bundle in use."""
+
+
+class StorageError(EdgeRavlmError):
+    """The disk refused: read-only, full, or no permission."""
+
+
+class CameraError(EdgeRavlmError):
+    """A camera source that cannot be opened, or that was lost."""
+
+
+class DataError(EdgeRavlmError):
+    """Input data that cannot be used: a label file, an import list, a package."""

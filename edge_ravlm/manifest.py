@@ -1,0 +1,167 @@
+"""The bundle's ``manifest.json``: what export promises and the runtime relies on, validated field by field."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge_ravlm.errors import BundleError
+from edge_ravlm.preprocess import Preprocess
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Positive = Annotated[int, Meta(gt=0)]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Immutable, and an unknown field is an error: a newer bundle must not be half understood."""
+
+
+class FileRecord(_Strict):
+    """One file of the bundle; ``path`` is relative, with forward slashes."""
+
+    path: str
+    bytes: Annotated[int, Meta(ge=0)]
+    sha256: Sha256
+
+
+class Space(_Strict):
+    """One embedding space: vectors are comparable exactly when their space ids are equal.
+
+    Attributes:
+        id: hash over the full-precision weights, the preprocessing and the output's definition (``space_id``).
+        dim: length of an embedding.
+    """
+
+    id: Sha256
+    dim: Positive
+
+
+class Model(_Strict):
+    """One ONNX file and the session it was proven in.
+
+    Attributes:
+        file: path in the bundle.
+        graph_optimization: ONNX Runtime's level; parity was measured with this one, so no other may be used.
+    """
+
+    file: str
+    graph_optimization: Literal["disable", "basic", "extended", "all"] = "all"
+
+
+class Flavor(_Strict):
+    """The models of one quantization flavour; both write into the bundle's spaces."""
+
+    backend: Literal["onnxruntime"]
+    image: Model
+    text: Model
+
+
+class Answering(_Strict):
+    """Constants of the answering rules, fitted at export on held-out scenes (``edge_ravlm.export.answering``).
+
+    Attributes:
+        image_floor: cosine below which the nearest memory shows something else, so the runtime abstains.
+        text_floor: cosine below which no memory talks about the question.
+        sibling_floor: cosine between two memories' texts from which they are about the same thing ("the gate is
+            open", "the gate is closed").
+        sharpness: slope of the vote's softmax over centred cosines (inverse temperature).
+        abstain_below: confidence below which the runtime says that it does not know.
+    """
+
+    image_floor: float
+    text_floor: float
+    sibling_floor: float
+    sharpness: float
+    abstain_below: Share
+
+
+class Parity(_Strict):
+    """What the gate measured on the very sessions that ship; fractions of 1. The full report is a file."""
+
+    images: Positive
+    cosine_mean: float
+    cosine_p1: float
+    recall1_loss: float
+    speedup_vs_fp32: float
+    text_cosine_mean: float
+    below_gate: bool = False
+
+
+class Source(_Strict):
+    """Where weights or training material came from, and under which licence (SPDX where there is one)."""
+
+    name: str
+    origin: str
+    licence: str
+
+
+class Manifest(_Strict):
+    """Everything about a bundle but its bytes."""
+
+    schema_version: int
+    name: str
+    recipe: str
+    files: tuple[FileRecord, ...]
+    preprocess: Preprocess
+    image_space: Space
+    text_space: Space
+    tokenizer: str
+    flavors: dict[str, Flavor]
+    answering: Answering
+    parity: dict[str, Parity]
+    calibration_sha256: Sha256
+    sources: tuple[Source, ...]
+
+    def flavor(self, name: str) -> Flavor:
+        """The flavour by name; raises BundleError with the ones there are."""
+        if name not in self.flavors:
+            raise BundleError(
+                f"bundle '{self.name}'",
+                expected=f"flavour {name}",
+                got=", ".join(sorted(self.flavors)),
+                do=f"export it again with a target that uses {name}",
+            )
+        return self.flavors[name]
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Parse and validate; raises BundleError naming the field that is wrong, or the version that is too new."""
+    do = "export it again with this version of edge-ravlm"
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                where, expected=f"manifest schema {SCHEMA_VERSION}", got=f"schema {version}", do=do
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(where, expected="a valid manifest.json", got=str(error), do=do) from None
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Indented JSON, byte-identical for equal manifests."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+
+
+def space_id(weights: dict[str, bytes], definition: dict[str, object]) -> str:
+    """Hash of an embedding space.
+
+    Args:
+        weights: the full-precision tensors' bytes by name.
+        definition: preprocessing and output, as plain JSON values.
+    """
+    digest = hashlib.sha256(msgspec.json.encode(definition, order="deterministic"))
+    for name in sorted(weights):
+        digest.update(name.encode() + b"\0" + len(weights[name]).to_bytes(8, "little") + weights[name])
+    return digest.hexdigest()
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int

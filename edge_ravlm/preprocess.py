@@ -1,0 +1,54 @@
+"""From a frame to the encoder's input, defined once for training, calibration, parity and runtime.
+
+The encoders take raw pixels – uint8 [1, height, width, 3], BGR – and normalise inside their graph, so that a tensor
+crosses into the model once and an INT8 graph starts on the camera's own bytes.
+"""
+
+from __future__ import annotations
+
+import cv2
+import msgspec
+import numpy as np
+
+from edge_ravlm.frames import Frame, Pixels, Region
+
+
+class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How pixels reach the image encoder; part of the space id, so a change here is a new space.
+
+    Attributes:
+        height, width: the encoder's input size in pixels.
+        resize: the algorithm's name and version; ``area-linear-1`` averages whole blocks of pixels (no aliasing),
+            then interpolates the rest of the way.
+    """
+
+    height: int
+    width: int
+    resize: str = "area-linear-1"
+
+    def buffer(self) -> Pixels:
+        """A fresh input buffer, uint8 [1, height, width, 3]."""
+        return np.empty((1, self.height, self.width, 3), np.uint8)
+
+    def __call__(self, frame: Frame, region: Region | None = None, out: Pixels | None = None) -> Pixels:
+        """Crop to the region and resize into ``out`` (or a fresh buffer); the aspect ratio is not kept.
+
+        Returns:
+            ``out``: uint8 [1, height, width, 3], owned by the caller.
+        """
+        out = self.buffer() if out is None else out
+        pixels = frame.pixels if region is None else region.crop(frame.pixels)
+        # INTER_AREA by whole factors has a SIMD path; by fractions it costs more than the encoder (3.6 ms at 720p).
+        rows, columns = pixels.shape[0] // self.height, pixels.shape[1] // self.width
+        if rows > 1 or columns > 1:
+            pixels = _block_means(pixels, max(rows, 1), max(columns, 1))
+        cv2.resize(pixels, (self.width, self.height), dst=out[0], interpolation=cv2.INTER_LINEAR)
+        return out
+
+
+def _block_means(pixels: Pixels, rows: int, columns: int) -> Pixels:
+    """Average blocks of ``rows`` x ``columns`` pixels; a remainder narrower than a block is cut evenly."""
+    height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
+    top, left = (pixels.shape[0] - height * rows) // 2, (pixels.shape[1] - width * columns) // 2
+    whole = pixels[top : top + height * rows, left : left + width * columns]
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

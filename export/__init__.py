@@ -1,0 +1,1 @@
+"""The workstation half: from teacher encoders to a verified bundle."""

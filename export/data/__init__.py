@@ -1,0 +1,1 @@
+"""Datasets: packages fetched by name, scenes composed from them, the demo clip."""

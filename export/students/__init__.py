@@ -1,0 +1,1 @@
+"""The small encoders that a bundle ships, each distilled from a teacher."""

@@ -1,0 +1,1 @@
+"""The full-precision encoders that the students learn from."""

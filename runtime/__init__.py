@@ -1,0 +1,1 @@
+"""The device half: cameras, encoders, memory and answers, without torch or onnx."""

@@ -1,0 +1,55 @@
+"""ONNX Runtime on the CPU: the embedded default, and where every fallback ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_ravlm.errors import BundleError
+from edge_ravlm.manifest import Model
+
+_LEVELS = {
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class OnnxRuntimeSession:
+    """One model in ONNX Runtime."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+
+    @classmethod
+    def open(cls, model: bytes, spec: Model, threads: int) -> OnnxRuntimeSession:
+        """See ``Session.open``; raises BundleError when this ONNX Runtime cannot load the model."""
+        options = ort.SessionOptions()
+        options.graph_optimization_level = _LEVELS[spec.graph_optimization]
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # warnings about its own graph rewrites are no news to a user
+        # Between frames the threads sleep: spinning ones would take the cores from capture and search.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            return cls(ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]))
+        except Exception as error:
+            raise BundleError(
+                f"model '{spec.file}'",
+                expected=f"one that ONNX Runtime {ort.__version__} loads",
+                got=str(error).splitlines()[0],
+                do="upgrade onnxruntime or export the bundle for this target",
+            ) from error
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
+        """See ``Session.run``."""
+        results: list[NDArray[Any]] = self._session.run(outputs, dict(feeds))
+        return results
+
+    def close(self) -> None:
+        """See ``Session.close``."""
+        del self._session

@@ -1,0 +1,54 @@
+"""The clock of one answer: it starts when the frame was captured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edge_ravlm.errors import UsageError
+from edge_ravlm.runtime.answer import Latency
+
+
+class Deadline:
+    """Times the stages of one answer against its budget.
+
+    Args:
+        budget_ms: what is allowed from capture to answer.
+        started: ``captured_at`` of the frame, ``time.monotonic()`` seconds.
+    """
+
+    def __init__(self, budget_ms: float, started: float) -> None:
+        self.budget_ms = check_budget(budget_ms)
+        self._started = started
+        self._stages_ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; one that runs again is added up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = (time.perf_counter() - start) * 1e3
+            self._stages_ms[name] = self._stages_ms.get(name, 0.0) + spent
+
+    def left_ms(self) -> float:
+        """What is left of the budget; negative when it is spent."""
+        return self.budget_ms - (time.monotonic() - self._started) * 1e3
+
+    def latency(self) -> Latency:
+        """The account so far."""
+        return Latency(dict(self._stages_ms), self.budget_ms - self.left_ms(), self.budget_ms)
+
+
+def check_budget(budget_ms: float) -> float:
+    """The budget; raises UsageError unless it is above zero."""
+    if not budget_ms > 0:
+        raise UsageError(
+            "budget",
+            expected="milliseconds above zero",
+            got=f"{budget_ms} ms",
+            do="give for instance --budget-ms 40",
+        )
+    return float(budget_ms)

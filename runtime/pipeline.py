@@ -1,0 +1,362 @@
+"""The main job: show it, name it, ask it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ravlm.bundle import STARTER, Bundle
+from edge_ravlm.errors import UsageError
+from edge_ravlm.frames import Frame, Pixels, Region
+from edge_ravlm.runtime.answer import UNKNOWN, Answer, Evidence, Level
+from edge_ravlm.runtime.deadline import Deadline, check_budget
+from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder, check_question
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where
+from edge_ravlm.runtime.questions import (
+    OPEN_QUESTIONS,
+    REGION_TAG,
+    Standing,
+    Topic,
+    find_topic,
+    scope_of,
+    with_neighbours,
+)
+from edge_ravlm.runtime.scene import is_still
+from edge_ravlm.runtime.voting import vote
+
+DEFAULT_BUDGET_MS = 100.0
+_STANDING_QUESTIONS = 256
+_EVIDENCE = 3
+
+Picture = Frame | NDArray[Any]
+Vector = NDArray[np.float32]
+
+
+class Ravlm:
+    """A bundle and a memory, ready to be taught and asked. Safe to use from several threads.
+
+    Args:
+        bundle: an opened bundle.
+        memory: an opened memory of the bundle's spaces; closed with this object.
+        flavor: which of the bundle's quantization flavours to run.
+        budget_ms: from a frame's capture to its answer, unless a call says otherwise.
+        threads: CPU threads of the image encoder.
+    """
+
+    def __init__(
+        self, bundle: Bundle, memory: Memory, *, flavor: str, budget_ms: float, threads: int
+    ) -> None:
+        self.bundle, self.memory, self.flavor = bundle, memory, flavor
+        self.budget_ms = check_budget(budget_ms)
+        self._rules = bundle.manifest.answering
+        self._image = ImageEncoder(bundle, flavor, threads)
+        self._text = TextEncoder(bundle, flavor)
+        self._open_questions = self._text.embed(OPEN_QUESTIONS)
+        self._encode_ms = deque([self._image.warm_up()], maxlen=32)
+        self._standing: OrderedDict[tuple[str, Region | None, Where], Standing] = OrderedDict()
+        self._lock = threading.Lock()
+        self._seen: tuple[Frame, dict[Region | None, Vector]] | None = None
+
+    def __enter__(self) -> Ravlm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release models and memory; what was remembered is already on disk."""
+        self.memory.close()
+        self._image.close()
+        self._text.close()
+
+    # -- teach -------------------------------------------------------------------------------------------------
+
+    def remember(
+        self,
+        picture: Picture,
+        text: str,
+        *,
+        answer: str | None = None,
+        tags: Mapping[str, str | int | float | bool] | None = None,
+        region: Region | None = None,
+    ) -> int:
+        """Teach one picture and what it shows; durable and in use when this returns.
+
+        Args:
+            picture: a Frame, or uint8 [h, w, 3] BGR.
+            text: what it shows, in a sentence.
+            answer: the short answer to give, if not the sentence itself.
+            tags: to filter by, for instance ``{"camera": "drive"}``.
+            region: the part of the picture that shows it.
+
+        Returns:
+            The entry's id.
+        """
+        return self.memory.add([self.entry(picture, text, answer=answer, tags=tags, region=region)])[0]
+
+    def entry(
+        self,
+        picture: Picture | None,
+        text: str,
+        *,
+        answer: str | None = None,
+        tags: Mapping[str, str | int | float | bool] | None = None,
+        region: Region | None = None,
+        modality: str | None = None,
+        at: float | None = None,
+    ) -> NewEntry:
+        """What ``remember`` adds, for adding many at once; without a picture it is a text to be found by text."""
+        if not text.strip():
+            raise UsageError(
+                "memory text", expected="a sentence", got="an empty one", do="say what the picture shows"
+            )
+        vectors = {"text": self._text.embed([text])[0]}
+        thumbnail = None
+        if picture is not None:
+            pixels = self._image.preprocess(Frame.of(picture), region)
+            vectors["image"] = self._image.embed(pixels)
+            thumbnail = _jpeg(pixels)
+        named = {REGION_TAG: region.name} if region is not None and region.name else {}
+        return NewEntry(
+            text=text,
+            answer=answer,
+            tags={**(tags or {}), **named},
+            modality=modality or ("text" if picture is None else "frame"),
+            time=time.time() if at is None else at,
+            vectors=vectors,
+            flavor=self.flavor,
+            thumbnail=thumbnail,
+        )
+
+    def forget(self, ids: Sequence[int]) -> int:
+        """Remove entries; returns how many there were."""
+        return self.memory.remove(ids)
+
+    # -- ask ---------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        picture: Picture,
+        question: str,
+        *,
+        region: Region | None = None,
+        where: Where | None = None,
+        budget_ms: float | None = None,
+    ) -> Answer:
+        """Answer a question about a picture from the memory.
+
+        Args:
+            picture: a Frame (its capture starts the clock), or uint8 [h, w, 3] BGR (the call starts it).
+            question: 1 to 1,000 characters.
+            region: look only here; a named region also answers only from what was taught in it.
+            where: which memories may be used.
+            budget_ms: for this answer.
+        """
+        frame = Frame.of(picture)
+        deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at)
+        standing = self._stand(check_question(question), region, where)
+        with standing.lock:
+            standing.refresh(self.memory.version)
+            with deadline.stage("preprocess"):
+                pixels = self._image.preprocess(frame, region)
+            earlier = self._earlier(standing, pixels, deadline)
+            if earlier is not None:
+                return earlier
+            answer = self._answer(standing, self._encode(frame, region, pixels, deadline), frame, deadline)
+            standing.pixels, standing.answer = pixels, answer
+            return answer
+
+    def _stand(self, question: str, region: Region | None, where: Where | None) -> Standing:
+        scope = scope_of(where, region)
+        key = (question, region, scope)
+        with self._lock:
+            standing = self._standing.setdefault(key, Standing(question, region, scope))
+            self._standing.move_to_end(key)
+            while len(self._standing) > _STANDING_QUESTIONS:
+                self._standing.popitem(last=False)
+        return standing
+
+    def _earlier(self, standing: Standing, pixels: Pixels, deadline: Deadline) -> Answer | None:
+        """The last answer, if nothing moved since, or if no time is left for a new one."""
+        if standing.answer is None or standing.pixels is None:
+            return None
+        with deadline.stage("compare"):
+            still = is_still(standing.pixels, pixels)
+        if not still and deadline.left_ms() >= statistics.median(self._encode_ms):
+            return None
+        return replace(standing.answer, level=Level.CACHED, latency=deadline.latency())
+
+    def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Vector:
+        """Embed; several questions about one Frame and region share one run."""
+        with self._lock:
+            if self._seen is None or self._seen[0] is not frame:
+                self._seen = (frame, {})
+            known = self._seen[1]
+        if region not in known:
+            start = time.perf_counter()
+            with deadline.stage("encode"):
+                known[region] = self._image.embed(pixels)
+            self._encode_ms.append((time.perf_counter() - start) * 1e3)
+        return known[region]
+
+    def _answer(self, standing: Standing, vector: Vector, frame: Frame, deadline: Deadline) -> Answer:
+        with deadline.stage("search"):
+            if standing.topic is None:
+                question = self._text.embed_question(standing.question)
+                openness = float((self._open_questions @ question).max())
+                standing.topic = find_topic(self.memory, question, openness, standing.scope, self._rules)
+            topic = standing.topic
+            if topic.crowded:
+                topic = with_neighbours(self.memory, topic, vector, self._rules)
+        with deadline.stage("vote"):
+            text, confidence, evidence, reason = self._decide(topic, vector)
+        return Answer(
+            text, confidence, Level.RETRIEVED, evidence, deadline.latency(), frame.captured_at, reason
+        )
+
+    def _decide(self, topic: Topic, vector: Vector) -> tuple[str, float, tuple[Evidence, ...], str]:
+        if topic.silence:
+            return UNKNOWN, 0.0, (), topic.silence
+        if topic.ballot is None:
+            return self._from_texts(topic)
+        rules, ballot = self._rules, topic.ballot
+        outcome = vote(vector, ballot, rules)
+        members = np.flatnonzero(ballot.labels == ballot.labels[outcome.winner])
+        best = members[np.argsort(-outcome.scores[members], kind="stable")[:_EVIDENCE]]
+        evidence = tuple(
+            Evidence(int(ballot.ids[i]), topic.entries[int(ballot.ids[i])].text, float(outcome.scores[i]))
+            for i in best
+        )
+        entry = topic.entries[int(ballot.ids[outcome.winner])]
+        reason = ""
+        if outcome.nearest < rules.image_floor:
+            reason = "the picture looks like nothing that was taught about this"
+        elif outcome.confidence < rules.abstain_below:
+            reason = f"too close to call; the best guess is '{entry.answer or entry.text}'"
+        return UNKNOWN if reason else entry.answer or entry.text, outcome.confidence, evidence, reason
+
+    def _from_texts(self, topic: Topic) -> tuple[str, float, tuple[Evidence, ...], str]:
+        """Memories without pictures: the one whose text is nearest to the question."""
+        if not topic.entries:
+            return UNKNOWN, 0.0, (), "no memory has a picture to compare with"
+        entry = next(iter(topic.entries.values()))
+        evidence = (Evidence(entry.id, entry.text, topic.score),)
+        return entry.answer or entry.text, min(1.0, max(0.0, topic.score)), evidence, ""
+
+    # -- search ------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        picture: Picture | None = None,
+        region: Region | None = None,
+        k: int = 10,
+        where: Where | None = None,
+    ) -> list[Evidence]:
+        """The memories nearest to a text, to a picture, or to both (then by the mean of the two cosines)."""
+        queries: dict[str, Vector] = {}
+        if text is not None:
+            queries["text"] = self._text.embed_question(text)
+        if picture is not None:
+            queries["image"] = self._image.embed(self._image.preprocess(Frame.of(picture), region))
+        if not queries or k < 1:
+            raise UsageError(
+                "search",
+                expected="a text or a picture, and k of at least 1",
+                got=f"{'no query' if not queries else f'k={k}'}",
+                do="give for instance text='garage door'",
+            )
+        scores = self._scores(queries, k, where or Where())
+        best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
+        entries = self.memory.get([id_ for id_, _ in best])
+        return [Evidence(entry.id, entry.text, score) for entry, (_, score) in zip(entries, best, strict=True)]
+
+    def _scores(self, queries: dict[str, Vector], k: int, where: Where) -> dict[int, float]:
+        if len(queries) == 1:
+            ((field, query),) = queries.items()
+            return {hit.id: hit.score for hit in self.memory.search(field, query, k, where)}
+        wide = max(4 * k, 64)
+        ids = {hit.id for field, query in queries.items() for hit in self.memory.search(field, query, wide, where)}
+        if not ids:
+            return {}
+        only = Where(ids=frozenset(ids))
+        sums = dict.fromkeys(ids, 0.0)  # an entry without one of the two counts zero for it
+        for field, query in queries.items():
+            for hit in self.memory.search(field, query, len(ids), only):
+                sums[hit.id] += hit.score / len(queries)
+        return sums
+
+
+class _Scratch(Ravlm):
+    """With a memory of its own that goes when it is closed."""
+
+    _folder: tempfile.TemporaryDirectory[str]
+
+    def close(self) -> None:
+        super().close()
+        self._folder.cleanup()
+
+
+def load(
+    bundle: str | Path | Bundle = STARTER,
+    memory: str | Path | None = None,
+    *,
+    budget_ms: float = DEFAULT_BUDGET_MS,
+    flavor: str = "cpu-u8",
+    threads: int | None = None,
+    read_only: bool = False,
+) -> Ravlm:
+    """Open a bundle and a memory.
+
+    Args:
+        bundle: a folder, a ``.zip``, ``"starter"``, or an opened Bundle.
+        memory: a folder, created if it is not there; None keeps nothing after ``close``.
+        budget_ms: from a frame's capture to its answer.
+        flavor: which of the bundle's quantization flavours to run.
+        threads: CPU threads of the image encoder; None takes up to four.
+        read_only: never write to the memory.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    threads = min(4, os.cpu_count() or 1) if threads is None else threads
+    check_budget(budget_ms)
+    if memory is not None:
+        store = open_memory(opened, memory, create=not read_only, read_only=read_only)
+        return Ravlm(opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
+    scratch = tempfile.TemporaryDirectory(prefix="edge-ravlm-")
+    store = open_memory(opened, Path(scratch.name) / "scratch.memory")
+    ravlm = _Scratch(opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
+    ravlm._folder = scratch
+    return ravlm
+
+
+def open_memory(bundle: Bundle, path: str | Path, *, create: bool = True, read_only: bool = False) -> Memory:
+    """The memory at ``path`` with the bundle's spaces; raises SpaceMismatch if it was made with others."""
+    return Memory.open(path, spaces_of(bundle), create=create, read_only=read_only)
+
+
+def spaces_of(bundle: Bundle) -> dict[str, Space]:
+    """The vector fields of a memory for this bundle."""
+    spaces = {"image": bundle.manifest.image_space, "text": bundle.manifest.text_space}
+    return {field: Space(space.id, space.dim) for field, space in spaces.items()}
+
+
+def _jpeg(pixels: Pixels) -> bytes:
+    """The encoder's input as a small picture: enough to look at, and to embed again with another encoder."""
+    encoded = cv2.imencode(".jpg", pixels[0], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return bytes(encoded)

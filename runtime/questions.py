@@ -1,0 +1,156 @@
+"""A standing question: which memories talk about it, and what was answered last. Rebuilt when the memory changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ravlm.frames import Pixels, Region
+from edge_ravlm.manifest import Answering
+from edge_ravlm.runtime.answer import Answer
+from edge_ravlm.runtime.memory import Entry, Memory, Where
+from edge_ravlm.runtime.voting import Ballot
+
+REGION_TAG = "region"
+"""The tag that holds the name of the region an entry was taught in."""
+
+OPEN_QUESTIONS = ("what is this?", "what do you see?", "what is shown here?", "which one is this?", "describe this")
+"""Questions that name nothing: they are about the picture itself, so any memory in scope may answer them."""
+
+_TEXT_ARM, _IMAGE_ARM = 256, 64
+"""How many memories each retrieval brings. The image arm is only needed when the text arm is full."""
+
+_PICTURED = frozenset({"frame", "image"})
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """The memories that talk about a question.
+
+    Attributes:
+        scope: which memories may be used at all.
+        name: float32 [d], the text vector that stands for the topic; None when the question is about the picture itself.
+        score: cosine of the question to the text that names the topic.
+        entries: by id, the memories on the topic, most related first.
+        ballot: those that have a picture; None when there are none.
+        crowded: more memories are on the topic than were brought, so each frame brings its own neighbours.
+        silence: why the question cannot be answered, else empty.
+    """
+
+    scope: Where
+    name: Vector | None = None
+    score: float = 0.0
+    entries: dict[int, Entry] = field(default_factory=dict)
+    ballot: Ballot | None = None
+    crowded: bool = False
+    silence: str = ""
+
+
+@dataclass
+class Standing:
+    """One question about one region in one scope, between frames.
+
+    Attributes:
+        lock: held while a frame is answered; different questions do not wait for each other.
+        version: the memory's version that topic and answer belong to.
+        pixels: the encoder input that ``answer`` was computed from.
+    """
+
+    question: str
+    region: Region | None
+    scope: Where
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    version: int = -1
+    topic: Topic | None = None
+    pixels: Pixels | None = None
+    answer: Answer | None = None
+
+    def refresh(self, version: int) -> None:
+        """Forget what an older memory said."""
+        if version != self.version:
+            self.version, self.topic, self.pixels, self.answer = version, None, None, None
+
+
+def scope_of(where: Where | None, region: Region | None) -> Where:
+    """A named region answers from what was taught in it; no region, or an unnamed one, from everything."""
+    where = where or Where()
+    if region is None or not region.name:
+        return where
+    return replace(where, tags={**where.tags, REGION_TAG: region.name})
+
+
+def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, rules: Answering) -> Topic:
+    """Retrieve the memories whose text is about the question.
+
+    The memory whose text is nearest names the topic; the memories whose texts are like *its* text are the topic's
+    other states, which a question need not resemble ("is anyone here?" – "nobody is here").
+
+    Args:
+        question: float32 [d], the question's vector.
+        openness: cosine of the question to the nearest question that names nothing, such as "what is this?".
+        scope: which memories may be used.
+    """
+    found = memory.search("text", question, 1, scope)
+    if not found:
+        return Topic(scope=scope, silence=_why_empty(memory, scope))
+    best = found[0]
+    if openness >= max(best.score, rules.text_floor):  # about the picture itself: its neighbours decide
+        return Topic(scope=scope, crowded=True)
+    if best.score < rules.text_floor:
+        return Topic(scope=scope, silence="no memory talks about this")
+    name = memory.vectors("text", [best.id])[0]
+    hits = memory.search("text", name, _TEXT_ARM, scope)
+    ids = [hit.id for hit in hits if hit.score >= rules.sibling_floor]
+    start = Topic(scope=scope, name=name, score=best.score, crowded=len(ids) == _TEXT_ARM)
+    topic = _topic(memory, ids, start)
+    if REGION_TAG in scope.tags and topic.ballot is not None and topic.ballot.answers == 1:
+        others = [hit.id for hit in hits if hit.id not in topic.entries]
+        topic = _topic(memory, ids + _loners(memory, others, rules), start)
+    return topic
+
+
+def _loners(memory: Memory, ids: Sequence[int], rules: Answering) -> list[int]:
+    """Those of the entries whose text is like no other entry's that says something else.
+
+    "Somebody is here" and "the path is empty" are about one thing in words that no encoder brings together. In a named
+    region, texts that belong to no other topic are taken for the missing answers of the one that was asked about.
+    """
+    if not ids:
+        return []
+    texts = np.array([entry.text for entry in memory.get(ids)], dtype=object)
+    vectors = memory.vectors("text", ids)
+    alike = (vectors @ vectors.T >= rules.sibling_floor) & (texts[:, None] != texts[None, :])
+    return [id_ for id_, has_sibling in zip(ids, alike.any(axis=1), strict=True) if not has_sibling]
+
+
+def with_neighbours(memory: Memory, topic: Topic, picture: Vector, rules: Answering) -> Topic:
+    """The topic plus this picture's nearest memories that are on it too."""
+    near = [hit.id for hit in memory.search("image", picture, _IMAGE_ARM, topic.scope)]
+    if topic.name is not None and near:
+        hits = memory.search("text", topic.name, len(near), replace(topic.scope, ids=frozenset(near)))
+        near = [hit.id for hit in hits if hit.score >= rules.sibling_floor]
+    return _topic(memory, [*topic.entries, *(id_ for id_ in near if id_ not in topic.entries)], topic)
+
+
+def _topic(memory: Memory, ids: Sequence[int], topic: Topic) -> Topic:
+    entries = {entry.id: entry for entry in memory.get(ids)}
+    pictured = [entry for entry in entries.values() if entry.modality in _PICTURED]
+    ballot = None
+    if pictured:
+        vectors = memory.vectors("image", [entry.id for entry in pictured])
+        answers = [entry.answer or entry.text for entry in pictured]
+        ballot = Ballot.of([entry.id for entry in pictured], answers, vectors)
+    return replace(topic, entries=entries, ballot=ballot)
+
+
+def _why_empty(memory: Memory, scope: Where) -> str:
+    if not len(memory):
+        return "nothing was taught yet"
+    region = scope.tags.get(REGION_TAG)
+    return f"nothing was taught in region '{region}'" if region else "no memory matches the filter"

@@ -1,0 +1,109 @@
+"""The vote: which of the taught answers does this picture support, and how surely. Pure functions over vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ravlm.manifest import Answering
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """The memories that may answer one question, prepared once and voted on for every frame.
+
+    Attributes:
+        ids: int64 [n], entry ids.
+        labels: int64 [n], which answer each entry supports; 0 <= label < ``answers``.
+        vectors: float32 [n, d], unit length.
+        centre: float32 [d], the mean of the answers' means: what all of them show alike.
+        centred: float32 [n, d], vectors minus centre, unit length.
+        answers: how many different answers there are.
+    """
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    vectors: Vectors
+    centre: Vectors
+    centred: Vectors
+    answers: int
+
+    @classmethod
+    def of(cls, ids: Sequence[int], answers: Sequence[str], vectors: Vectors) -> Ballot:
+        """Prepare; entries with equal ``answers`` support the same one."""
+        names, labels = np.unique(np.asarray(answers, dtype=object).astype(str), return_inverse=True)
+        means = [vectors[labels == label].mean(axis=0) for label in range(len(names))]
+        # With one answer there is nothing to tell apart, and its own mean would cancel what it shows.
+        centre = np.mean(means, axis=0) if len(names) > 1 else np.zeros(vectors.shape[1], np.float32)
+        centred = unit(vectors - centre)
+        return cls(
+            np.asarray(ids, np.int64),
+            labels.astype(np.int64),
+            vectors,
+            centre.astype(np.float32),
+            centred.astype(np.float32),
+            len(names),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """The outcome for one picture.
+
+    Attributes:
+        winner: position in the ballot of the nearest entry that supports the winning answer.
+        confidence: probability of the winning answer, calibrated at export.
+        nearest: cosine to the nearest entry of the ballot, before centring.
+        scores: float32 [n], the cosine of every entry.
+    """
+
+    winner: int
+    confidence: float
+    nearest: float
+    scores: Vectors
+
+
+def vote(query: Vectors, ballot: Ballot, rules: Answering) -> Vote:
+    """Vote of the entries, each weighted by its centred cosine to the picture.
+
+    Entries of a fixed camera share most of what they show; subtracting their common centre leaves what differs
+    (Wang et al. 2019, "SimpleShot", arXiv:1911.04623). Each answer speaks through its best entries, so that an answer
+    taught often does not win for that alone.
+
+    Args:
+        query: float32 [d], unit length.
+        ballot: at least one entry.
+        rules: the bundle's constants.
+    """
+    scores = ballot.vectors @ query
+    nearest = float(scores.max())
+    if ballot.answers == 1:
+        return Vote(int(scores.argmax()), _closeness(nearest, rules), nearest, scores)
+    centred = ballot.centred @ unit(query - ballot.centre)
+    support = np.array([_best(centred[ballot.labels == label]) for label in range(ballot.answers)])
+    shares = np.exp(rules.sharpness * (support - support.max()))
+    label = int(support.argmax())
+    members = np.flatnonzero(ballot.labels == label)
+    winner = int(members[centred[members].argmax()])
+    return Vote(winner, float(shares[label] / shares.sum()), nearest, scores)
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Scale to unit length along the last axis; a zero vector stays zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
+
+
+def _best(centred: Vectors, count: int = 2) -> float:
+    """Mean of the ``count`` highest: one lucky neighbour weighs less than two that agree."""
+    return float(np.sort(centred)[-count:].mean())
+
+
+def _closeness(nearest: float, rules: Answering) -> float:
+    """With a single answer taught, confidence is how far above the floor its nearest picture lies."""
+    return float(np.clip((nearest - rules.image_floor) / max(1e-6, 1 - rules.image_floor), 0.0, 1.0) ** 0.5)
