@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -93,19 +94,21 @@ def write_bundle(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]
         manifest: its ``files`` are filled in here.
         contents: bytes by path.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise BundleError(
-            f"output '{folder}'",
-            expected="a folder that is new or empty",
-            got="one with files in it",
-            do="choose another folder or empty this one",
-        )
+    where = f"output '{folder}'"
     records = tuple(
         FileRecord(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         for path, data in sorted(contents.items())
     )
     manifest = msgspec.structs.replace(manifest, files=records)
+    _check_layout(where, manifest, {path: len(data) for path, data in contents.items()})
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BundleError(
+                where,
+                expected="a folder that is new or empty",
+                got="one with files in it" if folder.is_dir() else "a file",
+                do="choose another folder or empty this one",
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             whole = Path(temporary) / "bundle"
@@ -113,7 +116,7 @@ def write_bundle(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]
             whole.replace(folder)
     except OSError as error:
         raise StorageError(
-            f"output '{folder}'",
+            where,
             expected="a place that can be written",
             got=error.strerror or str(error),
             do="free space there or choose another folder",
@@ -131,13 +134,15 @@ def pack_bundle(bundle: Bundle, archive: Path) -> None:
                 _add(out, record.path, bundle.read(record.path))
         temporary.replace(archive)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(
             f"archive '{archive}'",
             expected="a place that can be written",
             got=error.strerror or str(error),
             do="free space there or choose another place",
         ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def starter_path() -> Path:
@@ -164,8 +169,9 @@ class _Folder:
         return {path.relative_to(self._root).as_posix(): path.lstat().st_size for path in found}
 
     def read(self, path: str) -> bytes:
-        # O_NOFOLLOW: a listed name that is a link would read a file outside the bundle.
-        with open(os.open(self._root / path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123
+        # A listed name that is a link would read a file outside the bundle; one that is a pipe would block.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(self._root / path, flags), "rb") as file:  # noqa: PTH123
             return file.read()
 
 
@@ -222,6 +228,8 @@ def _open_files(path: Path, where: str) -> _Files:
 def _check_layout(where: str, manifest: Manifest, sizes: Mapping[str, int]) -> None:
     """Names and sizes, before anything is read: nothing outside, nothing missing, nothing extra."""
     listed = {record.path: record.bytes for record in manifest.files}
+    if len(listed) < len(manifest.files):
+        raise BundleAltered(where, expected="each file listed once", got="one listed twice", do=_COPY_AGAIN)
     for path in listed:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts or "\\" in path or path == MANIFEST_NAME:

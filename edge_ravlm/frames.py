@@ -19,12 +19,12 @@ MAX_PIXELS = 100_000_000
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture and the moment it was captured.
+    """One picture and the moment it was captured; equal to itself only.
 
     Attributes:
-        pixels: uint8 [height, width, 3], BGR (OpenCV's order).
+        pixels: uint8 [height, width, 3], BGR (OpenCV's order); grey or four channels are converted (``as_bgr``).
         captured_at: seconds on ``time.monotonic()``'s clock; deadlines count from here.
         index: position in its source, 0-based; -1 when it has none.
         source: the name of the camera or file it came from.
@@ -35,10 +35,13 @@ class Frame:
     index: int = -1
     source: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", as_bgr(self.pixels))
+
     @classmethod
     def of(cls, picture: Frame | NDArray[Any]) -> Frame:
         """A frame from whatever the caller holds; raises FrameError if that is no picture."""
-        return picture if isinstance(picture, Frame) else cls(as_bgr(picture))
+        return picture if isinstance(picture, Frame) else cls(picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +162,16 @@ def read_image(path: str | Path) -> Frame:
     what, do = f"image '{path}'", "give a readable JPEG, PNG, BMP or WebP file"
     try:
         data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise FrameError(what, expected="a readable file", got=error.strerror or str(error), do=do) from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise FrameError(what, expected="a readable file", got=got, do=do) from None
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error:  # a header that claims more pixels than OpenCV will allocate
         pixels = None
     if pixels is None:
         raise FrameError(what, expected="a picture", got=f"{data.size} bytes OpenCV cannot decode", do=do)
-    return Frame(as_bgr(pixels), source=str(path))
+    try:
+        return Frame(np.asarray(pixels, np.uint8), source=str(path))
+    except FrameError as error:
+        raise FrameError(what, expected=error.expected, got=error.got, do=error.do) from None

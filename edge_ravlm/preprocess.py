@@ -6,11 +6,15 @@ crosses into the model once and an INT8 graph starts on the camera's own bytes.
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import cv2
 import msgspec
 import numpy as np
 
 from edge_ravlm.frames import Frame, Pixels, Region
+
+Side = Annotated[int, msgspec.Meta(ge=16, le=4096)]
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,9 +26,9 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             then interpolates the rest of the way.
     """
 
-    height: int
-    width: int
-    resize: str = "area-linear-1"
+    height: Side
+    width: Side
+    resize: Literal["area-linear-1"] = "area-linear-1"
 
     def buffer(self) -> Pixels:
         """A fresh input buffer, uint8 [1, height, width, 3]."""

@@ -15,6 +15,9 @@ class Level(str, Enum):
     CACHED = "cached"
     RETRIEVED = "retrieved"
 
+    def __str__(self) -> str:
+        return self.value  # Python 3.10 and 3.12 differ on what an f-string shows
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

@@ -35,11 +35,14 @@ class Deadline:
 
     def left_ms(self) -> float:
         """What is left of the budget; negative when it is spent."""
-        return self.budget_ms - (time.monotonic() - self._started) * 1e3
+        return self.budget_ms - self._spent_ms()
 
     def latency(self) -> Latency:
         """The account so far."""
-        return Latency(dict(self._stages_ms), self.budget_ms - self.left_ms(), self.budget_ms)
+        return Latency(dict(self._stages_ms), self._spent_ms(), self.budget_ms)
+
+    def _spent_ms(self) -> float:
+        return (time.monotonic() - self._started) * 1e3
 
 
 def check_budget(budget_ms: float) -> float:

@@ -69,12 +69,23 @@ class TextEncoder:
         self.embed_question = lru_cache(maxsize=1024)(self._embed_question)
 
     def embed(self, texts: Sequence[str]) -> Vector:
-        """Any number of sentences -> float32 [n, dim], unit length."""
+        """Any number of sentences -> float32 [n, dim], unit length.
+
+        Raises:
+            UsageError: a sentence in which the tokenizer finds nothing, such as one of control characters.
+        """
         if not texts:
             return np.empty((0, self.space.dim), np.float32)
         batch = self._tokenizer.encode_batch(list(texts))
         ids = np.array([encoding.ids for encoding in batch], np.int64)
         mask = np.array([encoding.attention_mask for encoding in batch], np.int64)
+        if not mask.any(axis=1).all():
+            raise UsageError(
+                "text",
+                expected="at least one word or sign in every sentence",
+                got="one without any",
+                do="write what is meant in plain words",
+            )
         (embedding,) = self._session.run({"input_ids": ids, "attention_mask": mask}, ("embedding",))
         return np.asarray(embedding, np.float32)
 

@@ -8,18 +8,18 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ravlm.bundle import STARTER, Bundle
-from edge_ravlm.errors import UsageError
+from edge_ravlm.errors import MemoryFault, UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Evidence, Level
 from edge_ravlm.runtime.deadline import Deadline, check_budget
@@ -43,6 +43,7 @@ _EVIDENCE = 3
 
 Picture = Frame | NDArray[Any]
 Vector = NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Ravlm:
@@ -125,22 +126,21 @@ class Ravlm:
             raise UsageError(
                 "memory text", expected="a sentence", got="an empty one", do="say what the picture shows"
             )
-        vectors = {"text": self._text.embed([text])[0]}
-        thumbnail = None
-        if picture is not None:
-            pixels = self._image.preprocess(Frame.of(picture), region)
-            vectors["image"] = self._image.embed(pixels)
-            thumbnail = _jpeg(pixels)
         named = {REGION_TAG: region.name} if region is not None and region.name else {}
-        return NewEntry(
+        entry = NewEntry(  # checks what it is given before a model sees it
             text=text,
             answer=answer,
             tags={**(tags or {}), **named},
             modality=modality or ("text" if picture is None else "frame"),
             time=time.time() if at is None else at,
-            vectors=vectors,
             flavor=self.flavor,
-            thumbnail=thumbnail,
+        )
+        vectors = {"text": self._text.embed([text])[0]}
+        if picture is None:
+            return replace(entry, vectors=vectors)
+        pixels = self._image.preprocess(Frame.of(picture), region)
+        return replace(
+            entry, vectors={**vectors, "image": self._image.embed(pixels)}, thumbnail=_jpeg(pixels)
         )
 
     def forget(self, ids: Sequence[int]) -> int:
@@ -170,16 +170,30 @@ class Ravlm:
         frame = Frame.of(picture)
         deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at)
         standing = self._stand(check_question(question), region, where)
-        with standing.lock:
+        with deadline.stage("preprocess"):
+            pixels = self._image.preprocess(frame, region)
+
+        def answer() -> Answer:
             standing.refresh(self.memory.version)
-            with deadline.stage("preprocess"):
-                pixels = self._image.preprocess(frame, region)
             earlier = self._earlier(standing, pixels, deadline)
             if earlier is not None:
                 return earlier
-            answer = self._answer(standing, self._encode(frame, region, pixels, deadline), frame, deadline)
-            standing.pixels, standing.answer = pixels, answer
-            return answer
+            found = self._answer(standing, self._encode(frame, region, pixels, deadline), frame, deadline)
+            standing.pixels, standing.answer = pixels, found
+            return found
+
+        with standing.lock:
+            return self._settled(answer)
+
+    def _settled(self, look: Callable[[], T]) -> T:
+        """What ``look`` finds; it looks again when an entry that it had found was forgotten under its hands."""
+        while True:
+            version = self.memory.version
+            try:
+                return look()
+            except MemoryFault:
+                if self.memory.version == version:
+                    raise
 
     def _stand(self, question: str, region: Region | None, where: Where | None) -> Standing:
         scope = scope_of(where, region)
@@ -282,7 +296,10 @@ class Ravlm:
                 got=f"{'no query' if not queries else f'k={k}'}",
                 do="give for instance text='garage door'",
             )
-        scores = self._scores(queries, k, where or Where())
+        return self._settled(lambda: self._nearest(queries, k, where or Where()))
+
+    def _nearest(self, queries: dict[str, Vector], k: int, where: Where) -> list[Evidence]:
+        scores = self._scores(queries, k, where)
         best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
         entries = self.memory.get([id_ for id_, _ in best])
         return [Evidence(entry.id, entry.text, score) for entry, (_, score) in zip(entries, best, strict=True)]
@@ -313,6 +330,9 @@ class _Scratch(Ravlm):
         self._folder.cleanup()
 
 
+R = TypeVar("R", bound=Ravlm)
+
+
 def load(
     bundle: str | Path | Bundle = STARTER,
     memory: str | Path | None = None,
@@ -320,6 +340,7 @@ def load(
     budget_ms: float = DEFAULT_BUDGET_MS,
     flavor: str = "cpu-u8",
     threads: int | None = None,
+    create: bool = True,
     read_only: bool = False,
 ) -> Ravlm:
     """Open a bundle and a memory.
@@ -330,6 +351,7 @@ def load(
         budget_ms: from a frame's capture to its answer.
         flavor: which of the bundle's quantization flavours to run.
         threads: CPU threads of the image encoder; None takes up to four.
+        create: whether a memory may be made where there is none.
         read_only: never write to the memory.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -337,10 +359,14 @@ def load(
     check_budget(budget_ms)
     if memory is not None:
         store = open_memory(opened, memory, create=not read_only, read_only=read_only)
-        return Ravlm(opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
+        return _ready(Ravlm, opened, store, flavor, budget_ms, threads)
     scratch = tempfile.TemporaryDirectory(prefix="edge-ravlm-")
-    store = open_memory(opened, Path(scratch.name) / "scratch.memory")
-    ravlm = _Scratch(opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
+    try:
+        store = open_memory(opened, Path(scratch.name) / "scratch.memory")
+        ravlm = _ready(_Scratch, opened, store, flavor, budget_ms, threads)
+    except BaseException:
+        scratch.cleanup()
+        raise
     ravlm._folder = scratch
     return ravlm
 
@@ -348,6 +374,16 @@ def load(
 def open_memory(bundle: Bundle, path: str | Path, *, create: bool = True, read_only: bool = False) -> Memory:
     """The memory at ``path`` with the bundle's spaces; raises SpaceMismatch if it was made with others."""
     return Memory.open(path, spaces_of(bundle), create=create, read_only=read_only)
+
+
+def _ready(
+    kind: type[R], bundle: Bundle, memory: Memory, flavor: str, budget_ms: float, threads: int
+) -> R:
+    try:
+        return kind(bundle, memory, flavor=flavor, budget_ms=budget_ms, threads=threads)
+    except BaseException:
+        memory.close()
+        raise
 
 
 def spaces_of(bundle: Bundle) -> dict[str, Space]:

@@ -24,8 +24,6 @@ OPEN_QUESTIONS = ("what is this?", "what do you see?", "what is shown here?", "w
 _TEXT_ARM, _IMAGE_ARM = 256, 64
 """How many memories each retrieval brings. The image arm is only needed when the text arm is full."""
 
-_PICTURED = frozenset({"frame", "image"})
-
 Vector = NDArray[np.float32]
 
 
@@ -140,13 +138,21 @@ def with_neighbours(memory: Memory, topic: Topic, picture: Vector, rules: Answer
 
 def _topic(memory: Memory, ids: Sequence[int], topic: Topic) -> Topic:
     entries = {entry.id: entry for entry in memory.get(ids)}
-    pictured = [entry for entry in entries.values() if entry.modality in _PICTURED]
+    pictured = _pictured(memory, list(entries))
     ballot = None
     if pictured:
-        vectors = memory.vectors("image", [entry.id for entry in pictured])
-        answers = [entry.answer or entry.text for entry in pictured]
-        ballot = Ballot.of([entry.id for entry in pictured], answers, vectors)
+        answers = [entries[id_].answer or entries[id_].text for id_ in pictured]
+        ballot = Ballot.of(pictured, answers, memory.vectors("image", pictured))
     return replace(topic, entries=entries, ballot=ballot)
+
+
+def _pictured(memory: Memory, ids: Sequence[int]) -> list[int]:
+    """Those of the entries that have a picture's vector, whatever they call themselves."""
+    if not ids:
+        return []
+    anything = np.ones(memory.spaces["image"].dim, np.float32)  # every vector is a hit, so any query will do
+    found = {hit.id for hit in memory.search("image", anything, len(ids), Where(ids=frozenset(ids)))}
+    return [id_ for id_ in ids if id_ in found]
 
 
 def _why_empty(memory: Memory, scope: Where) -> str:

@@ -31,7 +31,7 @@ class Session(Protocol):
         """Run once; the arrays returned are the caller's. May be called from several threads."""
 
     def close(self) -> None:
-        """Release the model; ``run`` must not be called again."""
+        """Release the model; harmless when closed already. ``run`` must not be called again."""
 
 
 def open_session(backend: str, model: bytes, spec: Model, threads: int = 0) -> Session:

@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge_ravlm.errors import BundleError
+from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.manifest import Model
 
 _LEVELS = {
@@ -23,7 +23,7 @@ class OnnxRuntimeSession:
     """One model in ONNX Runtime."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+        self._session: ort.InferenceSession | None = session
 
     @classmethod
     def open(cls, model: bytes, spec: Model, threads: int) -> OnnxRuntimeSession:
@@ -46,10 +46,13 @@ class OnnxRuntimeSession:
             ) from error
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
-        """See ``Session.run``."""
-        results: list[NDArray[Any]] = self._session.run(outputs, dict(feeds))
+        """See ``Session.run``; raises UsageError once closed."""
+        session = self._session
+        if session is None:
+            raise UsageError("model", expected="an open one", got="a closed one", do="load the bundle again")
+        results: list[NDArray[Any]] = session.run(outputs, dict(feeds))
         return results
 
     def close(self) -> None:
         """See ``Session.close``."""
-        del self._session
+        self._session = None

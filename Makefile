@@ -1,0 +1,44 @@
+# `make demo` and `make test` need Python 3.10+ and PyPI, nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check data clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# The environment, and in it first the runtime alone: `make demo` should not wait for torch.
+$(VENV)/.runtime: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "python: expected 3.10 or newer, got $$($(PYTHON) --version 2>&1); run make PYTHON=/path/to/python3.12." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "venv: expected Python's venv module, got none; run: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.dev  ## .venv with everything for development
+
+demo: $(VENV)/.runtime  ## the main job on the bundled clip, starter bundle, no download
+	$(BIN)/edge-ravlm demo --sheet build/demo.jpg
+
+test: $(VENV)/.dev  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, types, contracts, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH= $(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+data: $(VENV)/.runtime  ## the real surveillance clip that some tests and benchmarks use
+	$(BIN)/python -m edge_ravlm.export.data.packages opencv-doc
+
+clean:  ## remove what was built
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,110 @@
+"""``edge-ravlm``: joins the commands that the two halves bring, and turns every error into one sentence."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import cyclopts
+
+from edge_ravlm.bundle import Bundle, pack_bundle
+from edge_ravlm.console import complain, say, say_json, table
+from edge_ravlm.errors import EdgeRavlmError
+
+GROUP = "edge_ravlm.commands"
+"""The entry-point group; a half's app is loaded as it is, so importing it must be cheap."""
+
+bundle_app = cyclopts.App(name="bundle", help="Look into a bundle, check it, pack it.")
+
+
+def build_app() -> cyclopts.App:
+    """The whole command line."""
+    app = cyclopts.App(
+        name="edge-ravlm",
+        help="Retrieval-augmented vision-language models on edge devices: show it, name it, ask it.",
+        version=version("edge-ravlm"),
+    )
+    app.command(bundle_app)
+    for entry in sorted(entry_points(group=GROUP), key=lambda found: found.name, reverse=True):
+        app.command(entry.load(), name="*")
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run and exit: 0 fine, 1 failed, 2 wrong usage."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        result = build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else 0
+    except EdgeRavlmError as error:
+        complain(f"edge-ravlm: {error}")
+        return error.exit_code
+    except cyclopts.CycloptsError as error:
+        complain(f"edge-ravlm: {' '.join(str(error).split())} See `edge-ravlm --help`.")
+        return 2
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+@bundle_app.command
+def inspect(bundle: str, /, *, json: bool = False) -> None:
+    """Show what a bundle holds: models, spaces, parity, licences.
+
+    Args:
+        bundle: a folder, a .zip, or 'starter'.
+        json: print one JSON object.
+    """
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    if json:
+        first = next(iter(manifest.parity.values()))
+        say_json({"sha256": opened.sha256, "manifest": manifest, "parity": first})
+        return
+    say(f"{manifest.name} (recipe {manifest.recipe}), SHA-256 {opened.sha256[:16]}…")
+    say(f"image space {manifest.image_space.id[:12]}… of {manifest.image_space.dim} dimensions")
+    say(f"text space  {manifest.text_space.id[:12]}… of {manifest.text_space.dim} dimensions")
+    table("Files", ("path", "bytes", "SHA-256"), [(f.path, f"{f.bytes:,}", f.sha256[:12]) for f in manifest.files])
+    for flavor, parity in manifest.parity.items():
+        table(f"Parity of {flavor} with FP32", ("figure", "value"), _figures(parity))
+    table("Sources", ("name", "licence", "from"), [(s.name, s.licence, s.origin) for s in manifest.sources])
+
+
+@bundle_app.command
+def verify(bundle: str, /, *, json: bool = False) -> None:
+    """Read every file of a bundle and check its hash.
+
+    Args:
+        bundle: a folder, a .zip, or 'starter'.
+        json: print one JSON object.
+    """
+    opened = Bundle.open(bundle)
+    checked = opened.verify()
+    if json:
+        say_json({"ok": True, "files": len(opened.manifest.files), "bytes": checked, "sha256": opened.sha256})
+    else:
+        say(f"{bundle}: {len(opened.manifest.files)} files, {checked:,} bytes, all as the manifest lists them.")
+
+
+@bundle_app.command
+def pack(bundle: str, archive: Path, /) -> None:
+    """Write a bundle as one .zip.
+
+    Args:
+        bundle: a folder, a .zip, or 'starter'.
+        archive: the .zip to write.
+    """
+    pack_bundle(Bundle.open(bundle), archive)
+    say(f"{archive}: {archive.stat().st_size:,} bytes")
+
+
+def _figures(parity: object) -> list[tuple[str, str]]:
+    names = getattr(parity, "__struct_fields__", ())
+    return [(name, f"{getattr(parity, name):.4g}") for name in names]

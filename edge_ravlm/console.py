@@ -1,0 +1,60 @@
+"""How commands speak: results on stdout, progress and complaints on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+
+def say(line: str = "") -> None:
+    """One line of result."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def say_json(value: Any) -> None:
+    """One JSON object on one line, for machines."""
+    say(msgspec.json.encode(value, enc_hook=str).decode())
+
+
+def complain(line: str) -> None:
+    """One line that is no result."""
+    sys.stderr.write(line + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title or None, title_justify="left")
+    for column in columns:
+        drawn.add_column(column)
+    for row in rows:
+        drawn.add_row(*row)
+    Console().print(drawn)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, with the time left; silent where stderr is no terminal.
+
+    Yields:
+        ``advance()`` for one step more, or ``advance(completed=n, total=m)``.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(*, completed: int | None = None, total: int | None = None) -> None:
+            bar.update(task, advance=1 if completed is None else None, completed=completed, total=total)
+
+        yield advance

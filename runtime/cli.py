@@ -1,0 +1,210 @@
+"""The runtime's commands: demo, ask, run, memory, search, doctor. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from edge_ravlm.console import complain, progress, say, say_json, table
+from edge_ravlm.runtime import memory_cli
+
+if TYPE_CHECKING:
+    from edge_ravlm.runtime.answer import Answer
+    from edge_ravlm.runtime.apps.demo import Outcome
+
+app = cyclopts.App()
+app.command(memory_cli.app)
+app.command(memory_cli.search)
+
+DEFAULT_SHEET = Path("edge-ravlm-demo.jpg")
+
+
+@app.command
+def demo(
+    *,
+    bundle: str = "starter",
+    budget_ms: float = 100.0,
+    sheet: Path = DEFAULT_SHEET,
+    json: bool = False,
+) -> None:
+    """Teach a yard camera three things from a few frames each, then ask about the rest of the clip.
+
+    Args:
+        bundle: a folder, a .zip, or 'starter'.
+        budget_ms: from a frame's capture to its answer.
+        sheet: where to write a contact sheet to look at.
+        json: print one JSON object.
+    """
+    from edge_ravlm.runtime.apps.demo import load_clip, run_demo, write_sheet
+    from edge_ravlm.runtime.pipeline import load
+
+    with load(bundle, budget_ms=budget_ms) as ravlm:
+        with progress("watching the clip", load_clip()[1].frames) as advance:
+            outcome = run_demo(ravlm, advance)
+    write_sheet(outcome.sheet, sheet)
+    if json:
+        say_json({**outcome.summary(), "sheet": str(sheet)})
+    else:
+        _show(outcome, sheet)
+
+
+@app.command
+def ask(
+    bundle: str,
+    question: str,
+    /,
+    *,
+    memory: Path,
+    image: Path,
+    region: str | None = None,
+    tag: memory_cli.Tags = None,
+    budget_ms: float = 100.0,
+    json: bool = False,
+) -> None:
+    """Answer a question about one picture from a memory.
+
+    Args:
+        bundle: a folder, a .zip, or 'starter'.
+        question: one sentence.
+        memory: the memory's folder.
+        image: the picture.
+        region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
+        tag: NAME=VALUE, use only memories with that tag.
+        budget_ms: from reading the picture to the answer.
+        json: print one JSON object.
+    """
+    from edge_ravlm.frames import Frame, Region, read_image
+    from edge_ravlm.runtime.memory import Where
+    from edge_ravlm.runtime.pipeline import load
+
+    where = Where(tags=memory_cli.parse_tags(tag))
+    looked_at = None if region is None else Region.parse(region)
+    picture = read_image(image)
+    # Read-only media serve as well: asking never writes.
+    with load(bundle, memory, budget_ms=budget_ms, read_only=not os.access(memory, os.W_OK), create=False) as ravlm:
+        answer = ravlm.ask(Frame(picture.pixels), question, region=looked_at, where=where)
+    if json:
+        say_json(answer.as_dict())
+    else:
+        _tell(answer)
+
+
+@app.command
+def run(
+    *,
+    source: str,
+    ask: list[str],
+    memory: Path,
+    bundle: str = "starter",
+    region: str | None = None,
+    budget_ms: float = 100.0,
+    frames: int = 0,
+    json: bool = False,
+) -> None:
+    """Watch a camera and answer questions about its newest frame until it ends.
+
+    Args:
+        source: a file, a folder of images, a webcam index, an rtsp:// or http:// address, or gst:PIPELINE.
+        ask: a question, any number of times.
+        memory: the memory's folder.
+        bundle: a folder, a .zip, or 'starter'.
+        region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
+        budget_ms: from a frame's capture to its answer.
+        frames: stop after this many; 0 goes on until the source ends.
+        json: print one JSON object a line for every answer, and one for the whole run; else only changed answers.
+    """
+    from edge_ravlm.frames import Region
+    from edge_ravlm.runtime.apps.demo import latency_ms, levels, misses
+    from edge_ravlm.runtime.apps.watch import watch
+    from edge_ravlm.runtime.camera import LiveCapture, open_camera
+    from edge_ravlm.runtime.pipeline import load
+
+    looked_at = None if region is None else Region.parse(region)
+    answers: list[Answer] = []
+    with load(bundle, memory, budget_ms=budget_ms, create=False) as ravlm, open_camera(source) as camera:
+        with LiveCapture(camera) as live:
+            for seen in watch(ravlm, live, ask, looked_at, frames):
+                answers.append(seen.answer)
+                if json:
+                    say_json({"frame": seen.frame.index, "question": seen.question, **seen.answer.as_dict()})
+                elif seen.changed:
+                    _tell(seen.answer, f"frame {seen.frame.index}: {seen.question} ")
+            ended, dropped = live.reason or "as many frames as were asked for", live.dropped
+    total: dict[str, Any] = {
+        "answers": len(answers),
+        "dropped_frames": dropped,
+        "levels": levels(answers),
+        "latency_ms": latency_ms(answers) if answers else None,
+        "budget_ms": budget_ms,
+        "deadline_misses": misses(answers),
+        "ended": ended,
+    }
+    if json:
+        say_json({"summary": total})
+    else:
+        complain(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in total.items()))
+
+
+@app.command
+def doctor(*, json: bool = False) -> int:
+    """Check this machine: packages, CPU, cameras, and whether the starter bundle answers here.
+
+    Args:
+        json: print one JSON object.
+    """
+    from edge_ravlm.runtime.doctor import examine
+
+    findings = examine()
+    if json:
+        say_json({"ok": all(f.ok for f in findings), "findings": findings})
+    else:
+        rows = [("ok" if f.ok else "PROBLEM", f.what, f.found, f.advice) for f in findings]
+        table("", ("", "what", "found", "what to do"), rows)
+    return 0 if all(f.ok for f in findings) else 1
+
+
+def _show(outcome: Outcome, sheet: Path) -> None:
+    from edge_ravlm.runtime.apps.demo import latency_ms, misses
+
+    table(
+        "Before anything was taught",
+        ("question", "answer", "why"),
+        [(t.thing.question, t.before.text, t.before.reason) for t in outcome.tallies if t.before is not None],
+    )
+    rows = []
+    for tally in outcome.tallies:
+        for truth in tally.thing.states.values():
+            part = [(answer, told) for _, answer, told in tally.answers if told == truth]
+            given = [answer for answer, _ in part]
+            right = sum(answer.text == truth for answer in given)
+            times = latency_ms(given)
+            commonest = max({a.text for a in given}, key=[a.text for a in given].count)
+            cached = sum(a.level.value == "cached" for a in given) / len(given)
+            rows.append(
+                (tally.thing.question, truth, commonest, f"{right}/{len(given)}", f"{cached:.0%}",
+                 f"{times['p50']:.1f} / {times['p99']:.1f}", str(misses(given)))
+            )  # fmt: skip
+    columns = ("question", "truth", "usual answer", "right", "cached", "p50 / p99 ms", "misses")
+    table(f"After {outcome.taught_frames} frames with a sentence each", columns, rows)
+    summary = outcome.summary()
+    say(
+        f"{summary['correct']} of {summary['questions']} answers right ({summary['accuracy']:.1%}), "
+        f"p50 {summary['latency_ms']['p50']:.1f} ms and p99 {summary['latency_ms']['p99']:.1f} ms "
+        f"of a budget of {outcome.budget_ms:.0f} ms, {summary['deadline_misses']} misses."
+    )
+    say(f"Look at {sheet}.")
+
+
+def _tell(answer: Answer, lead: str = "") -> None:
+    why = f" ({answer.reason})" if answer.reason else ""
+    spent = answer.latency
+    verdict = "within" if spent.met else "over"
+    say(f"{lead}{answer.text}{why}")
+    say(f"  confidence {answer.confidence:.2f}, {answer.level.value}, {spent.total_ms:.1f} ms, "
+        f"{verdict} the budget of {spent.budget_ms:.0f} ms")  # fmt: skip
+    for evidence in answer.evidence:
+        say(f"  because of memory {evidence.id}, '{evidence.text}', similarity {evidence.score:.2f}")

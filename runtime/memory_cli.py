@@ -1,0 +1,267 @@
+"""``edge-ravlm memory …`` and ``edge-ravlm search``: what a memory holds, from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+from edge_ravlm.console import complain, progress, say, say_json, table
+from edge_ravlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_ravlm.runtime.memory import Memory, Where
+    from edge_ravlm.runtime.pipeline import Ravlm
+
+app = cyclopts.App(name="memory", help="Teach, look into, check and move a memory.")
+
+Tags = Annotated[list[str] | None, Parameter(name="--tag", negative=())]
+
+
+@app.command
+def add(
+    memory: Path,
+    /,
+    *,
+    text: str,
+    image: Path | None = None,
+    answer: str | None = None,
+    tag: Tags = None,
+    region: str | None = None,
+    bundle: str = "starter",
+    json: bool = False,
+) -> None:
+    """Remember one picture, or one fact without a picture.
+
+    Args:
+        memory: the memory's folder; made if it is not there.
+        text: what the picture shows, in a sentence.
+        image: the picture.
+        answer: the short answer to give, if not the sentence itself.
+        tag: NAME=VALUE, any number of times.
+        region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1.
+        bundle: a folder, a .zip, or 'starter'.
+        json: print one JSON object.
+    """
+    from edge_ravlm.frames import Region, read_image
+
+    with _ravlm(bundle, memory, create=True) as ravlm:
+        picture = None if image is None else read_image(image)
+        where = None if region is None else Region.parse(region)
+        entry = ravlm.entry(picture, text, answer=answer, tags=parse_tags(tag), region=where)
+        (id_,) = ravlm.memory.add([entry])
+        _result({"id": id_, "entries": len(ravlm.memory)}, f"entry {id_}", json)
+
+
+@app.command(name="import")
+def import_(
+    memory: Path, source: Path, /, *, bundle: str = "starter", json: bool = False
+) -> int:
+    """Remember a folder of pictures, or the rows of a list.
+
+    Args:
+        memory: the memory's folder; made if it is not there.
+        source: a folder (its memories.jsonl, or the file names say what the pictures show), a .jsonl file (objects
+            with text, image, answer, tags, modality, time) or a .csv file (the same columns, tags as tag:NAME).
+        bundle: a folder, a .zip, or 'starter'.
+        json: print one JSON object.
+    """
+    from edge_ravlm.runtime.transfer import import_rows, read_rows
+
+    rows, base = read_rows(source)
+    with _ravlm(bundle, memory, create=True) as ravlm:
+        with progress("importing", len(rows)) as advance:
+            outcome = import_rows(ravlm, rows, base, advance)
+        _compact(ravlm.memory)
+    for sentence in outcome.skipped:
+        complain(f"skipped: {sentence}")
+    result = {"added": outcome.added, "skipped": len(outcome.skipped)}
+    _result(result, f"{outcome.added} added, {len(outcome.skipped)} skipped", json)
+    return 1 if outcome.skipped else 0
+
+
+@app.command
+def search(
+    memory: Path,
+    query: str,
+    /,
+    *,
+    image: Path | None = None,
+    k: int = 10,
+    tag: Tags = None,
+    bundle: str = "starter",
+    json: bool = False,
+) -> None:
+    """The memories nearest to a text, to a picture, or to both.
+
+    Args:
+        memory: the memory's folder.
+        query: a text, or the path of a picture.
+        image: a picture to look for as well, if the query is a text.
+        k: how many.
+        tag: NAME=VALUE, only memories with that tag.
+        bundle: a folder, a .zip, or 'starter'.
+        json: print one JSON object.
+    """
+    from edge_ravlm.frames import read_image
+
+    is_picture = Path(query).is_file() and image is None
+    picture = read_image(query if is_picture else image) if is_picture or image is not None else None
+    with _ravlm(bundle, memory) as ravlm:
+        found = ravlm.search(text=None if is_picture else query, picture=picture, k=k, where=_where(tag))
+    if json:
+        say_json({"hits": [{"id": hit.id, "text": hit.text, "score": round(hit.score, 4)} for hit in found]})
+    else:
+        table("", ("id", "score", "text"), [(str(hit.id), f"{hit.score:.3f}", hit.text) for hit in found])
+
+
+@app.command
+def remove(memory: Path, ids: list[int], /, *, json: bool = False) -> None:
+    """Forget entries by id.
+
+    Args:
+        memory: the memory's folder.
+        ids: as `list` and `search` show them.
+        json: print one JSON object.
+    """
+    with _open(memory) as store:
+        removed = store.remove(ids)
+        _result({"removed": removed, "entries": len(store)}, f"{removed} removed", json)
+
+
+@app.command(name="list")
+def list_(memory: Path, /, *, tag: Tags = None, limit: int = 50, json: bool = False) -> None:
+    """What a memory holds.
+
+    Args:
+        memory: the memory's folder.
+        tag: NAME=VALUE, only memories with that tag.
+        limit: at most this many.
+        json: print one JSON object.
+    """
+    from itertools import islice
+
+    with _open(memory, read_only=True) as store:
+        total = store.count(_where(tag))
+        found = list(islice(store.entries(_where(tag)), limit))
+    if json:
+        rows = [{"id": e.id, "text": e.text, "answer": e.answer, "tags": dict(e.tags), "modality": e.modality,
+                 "time": e.time} for e in found]  # fmt: skip
+        say_json({"entries": total, "shown": rows})
+        return
+    rows_ = [(str(e.id), e.modality, e.text, e.answer or "", _tag_text(e.tags)) for e in found]
+    table(f"{len(found)} of {total}", ("id", "kind", "text", "answer", "tags"), rows_)
+
+
+@app.command
+def compact(memory: Path, /, *, json: bool = False) -> None:
+    """Fold what was added and removed since into a new index.
+
+    Args:
+        memory: the memory's folder.
+        json: print one JSON object.
+    """
+    with _open(memory) as store:
+        _compact(store)
+        _result(store.stats(), f"{len(store)} entries in one index", json)
+
+
+@app.command
+def verify(memory: Path, /, *, json: bool = False) -> int:
+    """Check every byte of a memory against what was written.
+
+    Args:
+        memory: the memory's folder.
+        json: print one JSON object.
+    """
+    with _open(memory, read_only=True) as store:
+        problems = store.verify()
+        entries = len(store)
+    if json:
+        say_json({"ok": not problems, "entries": entries, "problems": problems})
+    else:
+        say(f"{entries} entries, all as they were written." if not problems else "\n".join(problems))
+    return 1 if problems else 0
+
+
+@app.command
+def reembed(memory: Path, /, *, bundle: str = "starter", json: bool = False) -> None:
+    """Embed a memory again, after its bundle was replaced by one with another encoder.
+
+    Args:
+        memory: the memory's folder.
+        bundle: a folder, a .zip, or 'starter'.
+        json: print one JSON object.
+    """
+    from edge_ravlm.runtime import transfer
+    from edge_ravlm.runtime.pipeline import load
+
+    with load(bundle) as ravlm, _open(memory) as store:
+        with progress("embedding", len(store)) as advance:
+            without = transfer.reembed(ravlm, store, advance)
+        if without:
+            complain(f"{len(without)} entries had no picture kept and are found by text only now")
+        result = {"entries": len(store), "without_picture": len(without)}
+        _result(result, f"{len(store)} entries embedded again", json)
+
+
+@app.command
+def export(memory: Path, folder: Path, /, *, json: bool = False) -> None:
+    """Write a memory as memories.jsonl with its pictures; `import` reads it back.
+
+    Args:
+        memory: the memory's folder.
+        folder: the folder to make.
+        json: print one JSON object.
+    """
+    from edge_ravlm.runtime.transfer import export_memory
+
+    with _open(memory, read_only=True) as store, progress("writing", len(store)) as advance:
+        count = export_memory(store, folder, advance)
+    _result({"entries": count, "folder": str(folder)}, f"{count} entries in {folder}", json)
+
+
+def parse_tags(pairs: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE pairs; raises UsageError for anything else."""
+    tags = dict(pair.partition("=")[::2] for pair in pairs or [])
+    for name in tags:
+        if not name or f"{name}={tags[name]}" not in (pairs or []):
+            raise UsageError("tag", expected="NAME=VALUE", got=f"'{name}'", do="write for instance --tag camera=drive")
+    return tags
+
+
+def _compact(store: Memory) -> None:
+    with progress("building the index") as advance:
+        store.compact(lambda done, total: advance(completed=done, total=total))
+
+
+def _where(tag: list[str] | None) -> Where:
+    from edge_ravlm.runtime.memory import Where
+
+    return Where(tags=parse_tags(tag))
+
+
+def _open(memory: Path, *, read_only: bool = False) -> Memory:
+    from edge_ravlm.runtime.memory import Memory
+
+    return Memory.open(memory, create=False, read_only=read_only)
+
+
+def _ravlm(bundle: str, memory: Path, *, create: bool = False) -> Ravlm:
+    from edge_ravlm.runtime.pipeline import load
+
+    return load(bundle, memory, create=create)
+
+
+def _tag_text(tags: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in tags.items())
+
+
+def _result(value: object, line: str, json: bool) -> None:
+    if json:
+        say_json(value)
+    else:
+        say(line)

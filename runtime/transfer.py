@@ -1,0 +1,243 @@
+"""Memories in and out in bulk: a list or folder of pictures in, a list with pictures out."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+
+from edge_ravlm.errors import DataError, FrameError, StorageError
+from edge_ravlm.frames import Frame, read_image
+from edge_ravlm.runtime.memory import Memory, NewEntry
+from edge_ravlm.runtime.pipeline import Ravlm
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+LIST_NAME = "memories.jsonl"
+_BATCH = 64
+
+Scalar = str | int | float | bool
+
+
+class Row(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One line of an import list.
+
+    Attributes:
+        text: what the picture shows, or a fact when there is no picture.
+        image: path of the picture, relative to the list.
+        answer, tags, modality, time: as in ``remember``; time in unix seconds.
+    """
+
+    text: str
+    image: str | None = None
+    answer: str | None = None
+    tags: dict[str, Scalar] = {}
+    modality: str | None = None
+    time: float | None = None
+
+
+@dataclass
+class Imported:
+    """What an import came to.
+
+    Attributes:
+        added: entries that are now in the memory.
+        skipped: a sentence for each picture that could not be read.
+    """
+
+    added: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def read_rows(source: Path) -> tuple[list[Row], Path]:
+    """The rows of a ``.jsonl`` or ``.csv`` list, or of a folder, and the folder that their pictures are relative to.
+
+    A folder is read through the ``memories.jsonl`` in it; without one, every picture becomes a row whose text is its
+    file name ("garage_door-open.jpg" says "garage door open").
+
+    Raises:
+        DataError: naming the line that is wrong; nothing was imported then.
+    """
+    if source.is_dir():
+        listed = source / LIST_NAME
+        return (read_rows(listed)[0] if listed.is_file() else _rows_of_folder(source)), source
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
+    if source.suffix not in readers or not source.is_file():
+        raise DataError(
+            f"import '{source}'",
+            expected="a folder of pictures, a .jsonl or a .csv file",
+            got="a file of another kind" if source.exists() else "nothing there",
+            do="see `edge-ravlm memory import --help` for the columns",
+        )
+    rows = list(readers[source.suffix](source))
+    if not rows:
+        raise _bad(source, "at least one row", "none")
+    return rows, source.parent
+
+
+def import_rows(ravlm: Ravlm, rows: list[Row], base: Path, advance: Callable[..., None]) -> Imported:
+    """Embed and add rows in batches, each durable on its own; unreadable pictures are skipped and named."""
+    outcome = Imported()
+    batch: list[NewEntry] = []
+    for row in rows:
+        entry = _entry(ravlm, row, base, outcome)
+        batch += [entry] if entry is not None else []
+        if len(batch) == _BATCH:
+            outcome.added += len(ravlm.memory.add(batch))
+            batch.clear()
+        advance()
+    outcome.added += len(ravlm.memory.add(batch)) if batch else 0
+    return outcome
+
+
+def export_memory(memory: Memory, folder: Path, advance: Callable[..., None]) -> int:
+    """Write ``memories.jsonl`` and a picture per entry that has one; ``import`` reads it back. Returns the entries.
+
+    The folder appears whole or not at all.
+    """
+    if folder.exists():
+        raise DataError(
+            f"output '{folder}'",
+            expected="a folder that is not there yet",
+            got="one that is",
+            do="choose another name",
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            whole = Path(scratch) / "export"
+            (whole / "images").mkdir(parents=True)
+            count = _write_rows(memory, whole, advance)
+            whole.replace(folder)
+    except OSError as error:
+        raise StorageError(
+            f"output '{folder}'",
+            expected="a place that can be written",
+            got=error.strerror or str(error),
+            do="free space there or choose another place",
+        ) from None
+    return count
+
+
+def reembed(ravlm: Ravlm, memory: Memory, advance: Callable[..., None]) -> list[int]:
+    """Embed every entry again with the bundle in use, from its text and its kept picture.
+
+    Args:
+        ravlm: the bundle to embed with; its own memory is not touched.
+        memory: opened without naming spaces, so that one of another bundle opens too.
+        advance: called once per entry.
+
+    Returns:
+        Entries whose kept picture is missing; they lose their image vector and are found by text only.
+    """
+    ids: dict[str, list[int]] = {"text": [], "image": []}
+    vectors: dict[str, list[np.ndarray]] = {"text": [], "image": []}
+    without: list[int] = []
+    for entry in memory.entries():
+        thumbnail = None if entry.thumbnail is None else _decoded(entry.thumbnail)
+        embedded = ravlm.entry(thumbnail, entry.text).vectors
+        for name, vector in embedded.items():
+            ids[name].append(entry.id)
+            vectors[name].append(np.asarray(vector))
+        if thumbnail is None and entry.modality in ("frame", "image"):
+            without.append(entry.id)
+        advance()
+    spaces = ravlm.memory.spaces
+    for name, space in spaces.items():
+        rows = np.stack(vectors[name]) if vectors[name] else np.empty((0, space.dim), np.float32)
+        memory.reembed(name, space, ids[name], rows, ravlm.flavor)
+    memory.compact()
+    return without
+
+
+def _entry(ravlm: Ravlm, row: Row, base: Path, outcome: Imported) -> NewEntry | None:
+    try:
+        frame = None if row.image is None else read_image(base / row.image)
+    except FrameError as error:
+        outcome.skipped.append(str(error))
+        return None
+    modality = row.modality or ("text" if frame is None else "image")
+    return ravlm.entry(frame, row.text, answer=row.answer, tags=row.tags, modality=modality, at=row.time)
+
+
+def _rows_of_folder(folder: Path) -> list[Row]:
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not pictures:
+        raise _bad(folder, f"pictures or a {LIST_NAME}", "neither")
+    return [
+        Row(text=path.stem.replace("_", " ").replace("-", " "), image=str(path.relative_to(folder)))
+        for path in pictures
+    ]
+
+
+def _jsonl_rows(source: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(source), 1):
+        if line.strip():
+            try:
+                yield _checked(msgspec.json.decode(line, type=Row))
+            except (msgspec.DecodeError, ValueError) as error:
+                raise _bad(source, "an object with text and optionally image, answer, tags, modality, time",
+                           f"line {number}: {error}") from None  # fmt: skip
+
+
+def _csv_rows(source: Path) -> Iterator[Row]:
+    """Columns as in Row; a column ``tag:NAME`` sets that tag."""
+    for number, record in enumerate(csv.DictReader(_lines(source)), 2):
+        values = {name: value for name, value in record.items() if value}
+        tags = {name[4:]: values.pop(name) for name in list(values) if str(name).startswith("tag:")}
+        try:
+            yield _checked(msgspec.convert({**values, "tags": tags}, Row, strict=False))
+        except (msgspec.ValidationError, TypeError, ValueError) as error:
+            raise _bad(source, "columns text, image, answer, modality, time, tag:NAME",
+                       f"line {number}: {error}") from None  # fmt: skip
+
+
+def _checked(row: Row) -> Row:
+    if not row.text.strip():
+        raise ValueError("an empty text")
+    return row
+
+
+def _lines(source: Path) -> list[str]:
+    try:
+        return source.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise _bad(source, "UTF-8 text", str(error)) from None
+    except OSError as error:
+        raise _bad(source, "a readable file", error.strerror or str(error)) from None
+
+
+def _bad(source: Path, expected: str, got: str) -> DataError:
+    return DataError(f"import '{source}'", expected=expected, got=got, do="correct it and import again")
+
+
+def _write_rows(memory: Memory, folder: Path, advance: Callable[..., None]) -> int:
+    count = 0
+    with (folder / LIST_NAME).open("wb") as out:
+        for entry in memory.entries():
+            image = None
+            if entry.thumbnail is not None:
+                image = f"images/{entry.id}.jpg"
+                (folder / image).write_bytes(entry.thumbnail)
+            row = Row(
+                text=entry.text,
+                image=image,
+                answer=entry.answer,
+                tags=dict(entry.tags),
+                modality=entry.modality,
+                time=entry.time,
+            )
+            out.write(msgspec.json.encode(row) + b"\n")
+            count += 1
+            advance()
+    return count
+
+
+def _decoded(jpeg: bytes) -> Frame | None:
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    return None if pixels is None else Frame(np.asarray(pixels, np.uint8))
