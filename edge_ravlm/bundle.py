@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -27,6 +28,9 @@ STARTER = "starter"
 
 _MAX_MANIFEST_BYTES = 4_000_000
 _COPY_AGAIN = "copy or export the bundle again"
+
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What the disk and the zip reader raise: RuntimeError for encrypted entries, ValueError for garbled names."""
 
 
 class Bundle:
@@ -185,6 +189,8 @@ class _Archive:
 
     def read(self, path: str) -> bytes:
         with zipfile.ZipFile(self._path) as archive:
+            if archive.getinfo(path).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise zipfile.BadZipFile("another compression than deflate")
             return archive.read(path)
 
 
@@ -197,30 +203,34 @@ class _Checked:
     def sizes(self) -> dict[str, int]:
         try:
             return self._files.sizes()
-        except (OSError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise self._unreadable(error) from None
 
     def read(self, path: str) -> bytes:
         try:
             return self._files.read(path)
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+        except _UNREADABLE as error:
             raise self._unreadable(error, path) from None
 
     def _unreadable(self, error: Exception, path: str = "") -> BundleAltered:
         expected = f"a readable {path}" if path else "a readable folder or .zip"
-        got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        got = (error.strerror if isinstance(error, OSError) else None) or str(error) or "its end too early"
         return BundleAltered(self._where, expected=expected, got=got, do=_COPY_AGAIN)
 
 
 def _open_files(path: Path, where: str) -> _Files:
-    if path.is_dir():
-        return _Checked(where, _Folder(path))
-    if path.is_file() and zipfile.is_zipfile(path):
-        return _Checked(where, _Archive(path))
+    try:
+        if path.is_dir():
+            return _Checked(where, _Folder(path))
+        if path.is_file() and zipfile.is_zipfile(path):
+            return _Checked(where, _Archive(path))
+        got = "a file of another kind" if path.exists() else "nothing there"
+    except OSError as error:  # no permission, or a name too long for any file
+        got = error.strerror or str(error)
     raise BundleError(
         where,
         expected="a bundle folder or .zip",
-        got="a file of another kind" if path.exists() else "nothing there",
+        got=got,
         do="give the folder or .zip that `edge-ravlm export` wrote, or 'starter'",
     )
 

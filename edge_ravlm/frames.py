@@ -24,7 +24,7 @@ class Frame:
     """One picture and the moment it was captured; equal to itself only.
 
     Attributes:
-        pixels: uint8 [height, width, 3], BGR (OpenCV's order); grey or four channels are converted (``as_bgr``).
+        pixels: uint8 [height, width, 3], BGR (OpenCV's order); grey and four channels are converted.
         captured_at: seconds on ``time.monotonic()``'s clock; deadlines count from here.
         index: position in its source, 0-based; -1 when it has none.
         source: the name of the camera or file it came from.

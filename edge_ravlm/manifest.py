@@ -23,7 +23,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Immutable, and an unknown field is an error: a newer bundle must not be half understood."""
 
 
-class FileRecord(_Strict):
+class FileRecord(_Strict, frozen=True):
     """One file of the bundle; ``path`` is relative, with forward slashes."""
 
     path: str
@@ -31,7 +31,7 @@ class FileRecord(_Strict):
     sha256: Sha256
 
 
-class Space(_Strict):
+class Space(_Strict, frozen=True):
     """One embedding space: vectors are comparable exactly when their space ids are equal.
 
     Attributes:
@@ -43,7 +43,7 @@ class Space(_Strict):
     dim: Positive
 
 
-class Model(_Strict):
+class Model(_Strict, frozen=True):
     """One ONNX file and the session it was proven in.
 
     Attributes:
@@ -55,7 +55,7 @@ class Model(_Strict):
     graph_optimization: Literal["disable", "basic", "extended", "all"] = "all"
 
 
-class Flavor(_Strict):
+class Flavor(_Strict, frozen=True):
     """The models of one quantization flavour; both write into the bundle's spaces."""
 
     backend: Literal["onnxruntime"]
@@ -63,7 +63,7 @@ class Flavor(_Strict):
     text: Model
 
 
-class Answering(_Strict):
+class Answering(_Strict, frozen=True):
     """Constants of the answering rules, fitted at export on held-out scenes (``edge_ravlm.export.answering``).
 
     Attributes:
@@ -82,7 +82,7 @@ class Answering(_Strict):
     abstain_below: Share
 
 
-class Parity(_Strict):
+class Parity(_Strict, frozen=True):
     """What the gate measured on the very sessions that ship; fractions of 1. The full report is a file."""
 
     images: Positive
@@ -94,7 +94,7 @@ class Parity(_Strict):
     below_gate: bool = False
 
 
-class Source(_Strict):
+class Source(_Strict, frozen=True):
     """Where weights or training material came from, and under which licence (SPDX where there is one)."""
 
     name: str
@@ -102,7 +102,7 @@ class Source(_Strict):
     licence: str
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, frozen=True):
     """Everything about a bundle but its bytes."""
 
     schema_version: int

@@ -358,12 +358,12 @@ def load(
     threads = min(4, os.cpu_count() or 1) if threads is None else threads
     check_budget(budget_ms)
     if memory is not None:
-        store = open_memory(opened, memory, create=not read_only, read_only=read_only)
-        return _ready(Ravlm, opened, store, flavor, budget_ms, threads)
+        store = open_memory(opened, memory, create=create and not read_only, read_only=read_only)
+        return _ready(Ravlm, opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
     scratch = tempfile.TemporaryDirectory(prefix="edge-ravlm-")
     try:
         store = open_memory(opened, Path(scratch.name) / "scratch.memory")
-        ravlm = _ready(_Scratch, opened, store, flavor, budget_ms, threads)
+        ravlm = _ready(_Scratch, opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
     except BaseException:
         scratch.cleanup()
         raise
@@ -376,11 +376,9 @@ def open_memory(bundle: Bundle, path: str | Path, *, create: bool = True, read_o
     return Memory.open(path, spaces_of(bundle), create=create, read_only=read_only)
 
 
-def _ready(
-    kind: type[R], bundle: Bundle, memory: Memory, flavor: str, budget_ms: float, threads: int
-) -> R:
+def _ready(kind: type[R], bundle: Bundle, memory: Memory, **settings: Any) -> R:
     try:
-        return kind(bundle, memory, flavor=flavor, budget_ms=budget_ms, threads=threads)
+        return kind(bundle, memory, **settings)
     except BaseException:
         memory.close()
         raise

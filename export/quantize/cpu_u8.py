@@ -1,12 +1,15 @@
 """Flavour ``cpu-u8``: static QDQ for ONNX Runtime's CPU kernels – uint8 activations, int8 weights per channel.
 
-Symmetric int8 activations are slower than FP32 on x86; uint8 ones reach ONNX Runtime's fast integer kernels.
+Symmetric int8 activations are slower than FP32 on x86; uint8 ones reach ONNX Runtime's fast integer kernels. Its own
+quantizer chooses the activation ranges and places the nodes; the weights are rounded here (``weights.py``), because
+plain 8-bit ones saturate on CPUs without VNNI.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +20,31 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization import quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from edge_ravlm.export.quantize.moments import Convolution, convolutions, second_moments
+from edge_ravlm.export.quantize.weights import (
+    pair_safe_scales,
+    round_for_inputs,
+    round_nearest,
+    symmetric_scales,
+)
 from edge_ravlm.export.teachers.efficientnet import MEAN, STD
+
+_QUANTIZED = "_quantized"
+_BIAS_LIMIT = 2.0**30
+"""Largest quantized bias: sums of products must still fit beside it in 32 bits."""
 
 
 def quantize(
     model: onnx.ModelProto,
-    images: Iterable[NDArray[np.uint8]],
-    *,
-    reduce_range: bool,
+    images: Sequence[NDArray[np.uint8]],
     advance: Callable[[], object] = lambda: None,
 ) -> onnx.ModelProto:
     """Quantize the convolutions; pooling, whitening and normalisation stay in FP32.
 
     Args:
         model: FP32 graph with the input ``image``, uint8 [n, h, w, 3].
-        images: calibration inputs.
-        reduce_range: 7-bit weights. Needed where the CPU has no VNNI: its 16-bit accumulators saturate otherwise.
-        advance: called once per calibration image.
+        images: calibration inputs, uint8 [1, h, w, 3] each.
+        advance: called twice per calibration image.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "quantized"))
@@ -47,24 +58,88 @@ def quantize(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            reduce_range=reduce_range,
             calibrate_method=CalibrationMethod.MinMax,
             op_types_to_quantize=["Conv", "Clip", "Add"],
         )
-        result = onnx.load(quantized)
+        prepared, result = onnx.load(ready), onnx.load(quantized)
+    moments = second_moments(prepared, images, advance)
+    round_weights(result.graph, convolutions(prepared.graph), moments)
     start_on_bytes(result.graph)
     return result
 
 
+def round_weights(
+    graph: onnx.GraphProto, originals: Sequence[Convolution], moments: dict[str, NDArray[np.float64]]
+) -> None:
+    """Replace the quantized weights and biases of every convolution by ones that cannot saturate.
+
+    Args:
+        graph: of ``quantize_static``; changed in place.
+        originals: the FP32 graph's convolutions.
+        moments: second moments of their inputs, by weight name.
+    """
+    nodes, tensors = _Producers(graph), {tensor.name: tensor for tensor in graph.initializer}
+    by_weight = {original.weight_name: original for original in originals}
+    for node in [n for n in graph.node if n.op_type == "Conv"]:
+        activation, weight, bias = (nodes[name] for name in node.input)
+        original = by_weight[weight.input[0].removesuffix(_QUANTIZED)]
+        step = float(numpy_helper.to_array(tensors[activation.input[1]]))
+        rounded, scales = rounded_weights(original, moments[original.weight_name], step)
+        bias_scales = scales * np.float32(step)
+        _replace(tensors, weight, rounded.reshape(original.weight.shape), scales)
+        _replace(tensors, bias, np.rint(original.bias / bias_scales.astype(np.float64)).astype(np.int32), bias_scales)
+
+
+def rounded_weights(
+    convolution: Convolution, moments: NDArray[np.float64], step: float
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Int8 [outputs, inputs] and float32 scales [outputs] of one convolution.
+
+    Args:
+        convolution: the FP32 one.
+        moments: second moments of its inputs.
+        step: scale of its quantized input, which its bias shares.
+    """
+    rows, depthwise = convolution.rows, convolution.is_depthwise
+    # Depthwise kernels widen to 16 bits before they multiply, and add in 32: they cannot saturate.
+    scales = symmetric_scales(rows) if depthwise else pair_safe_scales(rows, convolution.is_pointwise)
+    scales = np.maximum(scales, np.abs(convolution.bias) / np.float32(step * _BIAS_LIMIT))
+    scales = np.maximum(scales, np.float32(1e-10))  # a channel without weights
+    if depthwise or convolution.is_pointwise:
+        return round_for_inputs(rows, scales, moments, paired=not depthwise), scales
+    return round_nearest(rows, scales), scales
+
+
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ships no types
-    def __init__(self, images: Iterable[NDArray[np.uint8]], advance: Callable[[], object]) -> None:
+    def __init__(self, images: Sequence[NDArray[np.uint8]], advance: Callable[[], object]) -> None:
         self._images: Iterator[NDArray[np.uint8]] = iter(images)
         self._advance = advance
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         image = next(self._images, None)
+        if image is None:
+            return None
         self._advance()
-        return None if image is None else {"image": image}
+        return {"image": image}
+
+
+@dataclass(frozen=True)
+class _Producers:
+    graph: onnx.GraphProto
+
+    def __getitem__(self, output: str) -> onnx.NodeProto:
+        return next(node for node in self.graph.node if output in node.output)
+
+
+def _replace(
+    tensors: dict[str, onnx.TensorProto],
+    dequantize: onnx.NodeProto,
+    values: NDArray[np.int8] | NDArray[np.int32],
+    scales: NDArray[np.float32],
+) -> None:
+    """New constants for a DequantizeLinear node; its zero points are zero already."""
+    for name, array in zip(dequantize.input[:2], (values, scales), strict=True):
+        tensors[name].CopyFrom(numpy_helper.from_array(array, name))
 
 
 def start_on_bytes(graph: onnx.GraphProto) -> None:

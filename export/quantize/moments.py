@@ -1,0 +1,141 @@
+"""What the convolutions of a graph meet: the second moments of their inputs over calibration images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edge_ravlm.errors import DataError
+
+_PLACES = 1500
+"""At most about this many places of every image are counted; neighbours say much the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """One convolution of an FP32 graph.
+
+    Attributes:
+        source: the tensor it reads.
+        weight_name: of its weights, which name it too.
+        weight: float32 [outputs, inputs / groups, kernel height, kernel width].
+        bias: float32 [outputs].
+        groups: ONNX's ``group``.
+        strides: vertical, horizontal.
+        pads: top, left, bottom, right.
+    """
+
+    source: str
+    weight_name: str
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    groups: int
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """The weights as float32 [outputs, everything else]."""
+        return self.weight.reshape(len(self.weight), -1)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether its inputs are the channels of one place, in order."""
+        return self.groups == 1 and self.weight.shape[2:] == (1, 1)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every output reads one channel of its own."""
+        return self.groups == len(self.weight) and self.weight.shape[1] == 1
+
+    def patches(self, grid: NDArray[np.float32], phase: int) -> NDArray[np.float32]:
+        """What it reads at some places of a picture.
+
+        Args:
+            grid: float32 [1, channels, height, width].
+            phase: shifts the choice of places.
+
+        Returns:
+            Float32 [inputs, places], or [channels, kernel size, places] where it is depthwise.
+        """
+        top, left, bottom, right = self.pads
+        padded = np.pad(grid[0], ((0, 0), (top, bottom), (left, right)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, self.weight.shape[2:], (1, 2))
+        windows = windows[:, :: self.strides[0], :: self.strides[1]]
+        skip = math.ceil(math.sqrt(windows.shape[1] * windows.shape[2] / _PLACES))
+        chosen = windows[:, phase % skip :: skip, phase % skip :: skip]
+        ordered = chosen.transpose(0, 3, 4, 1, 2)  # channel, kernel row, kernel column: the weights' order
+        shape = (len(ordered), -1) if self.is_depthwise else (-1,)
+        return np.ascontiguousarray(ordered).reshape(*shape, chosen.shape[1] * chosen.shape[2])
+
+
+def convolutions(graph: onnx.GraphProto) -> list[Convolution]:
+    """The graph's convolutions in its order."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    return [_convolution(node, constants) for node in graph.node if node.op_type == "Conv"]
+
+
+def second_moments(
+    model: onnx.ModelProto,
+    images: Sequence[NDArray[np.uint8]],
+    advance: Callable[[], object] = lambda: None,
+) -> dict[str, NDArray[np.float64]]:
+    """Mean of x xᵀ over the inputs x that each convolution meets, by weight name.
+
+    Returns:
+        Float64 [inputs, inputs], or [channels, kernel size, kernel size] for depthwise ones.
+    """
+    found = convolutions(model.graph)
+    names = list(dict.fromkeys(convolution.source for convolution in found))
+    session, sums = _exposing(model, names), dict.fromkeys((c.weight_name for c in found), torch.zeros(()))
+    for index, image in enumerate(images):
+        grids = dict(zip(names, session.run(names, {"image": image}), strict=True))
+        for convolution in found:
+            patches = torch.from_numpy(convolution.patches(grids[convolution.source], index))
+            moment = (patches @ patches.mT).double() / patches.shape[-1]
+            sums[convolution.weight_name] = sums[convolution.weight_name] + moment
+        advance()
+    return {name: (total / len(images)).numpy() for name, total in sums.items()}
+
+
+def _exposing(model: onnx.ModelProto, names: Sequence[str]) -> ort.InferenceSession:
+    """A one-thread session whose outputs are these float tensors."""
+    exposed = onnx.ModelProto.FromString(model.SerializeToString())
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # the same sums in the same order, so that exports repeat byte for byte
+    return ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _convolution(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Convolution:
+    given: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    missing = [name for name in node.input[1:] if name not in constants]
+    if missing or len(node.input) != 3 or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise DataError(
+            f"convolution '{node.name}'",
+            expected="constant weights, a constant bias and explicit pads",
+            got=missing[0] if missing else f"{len(node.input)} inputs, auto_pad {given.get('auto_pad')}",
+            do="export the network with its BatchNorms folded",
+        )
+    weight, bias = (np.array(numpy_helper.to_array(constants[name])) for name in node.input[1:])
+    return Convolution(
+        source=node.input[0],
+        weight_name=node.input[1],
+        weight=weight,
+        bias=bias,
+        groups=given.get("group", 1),
+        strides=tuple(given.get("strides", (1, 1))),
+        pads=tuple(given.get("pads", (0, 0, 0, 0))),
+    )

@@ -1,0 +1,16 @@
+"""Memory: entries with vectors in a folder, durable when ``add`` returns, searchable at once, exact under
+filters.
+
+The map: ``entries`` (what goes in and out) · ``memory`` (the public class) · ``database`` and ``store``
+(SQLite, the truth) · ``generations``, ``index`` and ``compaction`` (the disposable on-disk cache and how it
+is made) · ``field`` and ``ranking`` (searching) · ``filters`` (which entries match) · ``faults`` (the disk's
+complaints in our words).
+"""
+
+from __future__ import annotations
+
+from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Space, Where
+from edge_ravlm.runtime.memory.memory import Memory
+from edge_ravlm.runtime.memory.stats import FieldStats, Stats
+
+__all__ = ["Entry", "FieldStats", "Hit", "Memory", "NewEntry", "Space", "Stats", "Where"]

@@ -1,0 +1,344 @@
+"""A memory: what it has seen and been told, kept in a folder and searched by vector."""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edge_ravlm.errors import MemoryFault, UsageError
+from edge_ravlm.runtime.memory import generations
+from edge_ravlm.runtime.memory.compaction import Compactor, Progress
+from edge_ravlm.runtime.memory.database import Mode, folder_lock, prepare
+from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Rows, Space, Where, check_field_name, unit
+from edge_ravlm.runtime.memory.faults import reported
+from edge_ravlm.runtime.memory.live import Live, check_spaces
+from edge_ravlm.runtime.memory.stats import FieldStats, Stats
+from edge_ravlm.runtime.memory.store import Store
+from edge_ravlm.runtime.memory.verification import examine
+
+_PAGE = 256
+"""Entries read at a time while iterating."""
+
+
+class Memory:
+    """Entries with vectors in a folder: durable when added, searchable at once, shared among processes.
+
+    Use ``Memory.open``; close it, or use it in a ``with`` statement. Every method may be called from any
+    thread and raises MemoryDamaged if memory.db is not what was written, StorageError if the disk refuses,
+    SpaceMismatch if another process re-embedded a field this memory was opened for, and UsageError once it is
+    closed.
+    """
+
+    def __init__(self, folder: Path, mode: Mode, spaces: Mapping[str, Space], auto_compact: bool) -> None:
+        self._folder = folder
+        self._mode = mode
+        self._live = Live(folder, mode, spaces)
+        self._write_lock = threading.Lock()
+        self._store = Store(folder, mode) if mode == "rw" else None
+        self._compactor = Compactor(folder, self._live, self._store, self._write_lock, auto_compact)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        spaces: Mapping[str, Space] = MappingProxyType({}),
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        auto_compact: bool = True,
+    ) -> Memory:
+        """Open a memory, creating it if there is nothing at path (or an empty folder).
+
+        Args:
+            path: the folder.
+            spaces: field name to the space of the vectors that will be added and searched; fields the memory
+                lacks are added to it. Fields left out stay usable, so an existing memory can be opened
+                without naming any.
+            create: whether a new memory may be made.
+            read_only: never write; works on read-only storage, where others cannot be writing either.
+            auto_compact: let ``add`` and ``remove`` start a compaction in the background when the tail has
+                grown.
+
+        Raises:
+            MemoryFault: nothing there and create is false, something else there, or made by a newer version.
+            MemoryDamaged: memory.db is not what was written.
+            SpaceMismatch: a field was made with another encoder.
+            StorageError: the disk refuses.
+        """
+        folder = Path(path)
+        for name in spaces:
+            check_field_name(name)
+        with reported(folder):
+            mode = prepare(folder, create=create, writable=not read_only)
+            memory = cls(folder, mode, spaces, auto_compact)
+        try:
+            memory._start(spaces)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
+
+    def close(self) -> None:
+        """Wait for a background compaction, then close; harmless when closed already."""
+        self._compactor.join()
+        with self._write_lock:
+            self._live.close()
+            if self._store is not None:
+                self._store.close()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- what it holds --------------------------------------------------------------------------------------
+
+    @property
+    def spaces(self) -> Mapping[str, Space]:
+        """Each field's space."""
+        return self._live.view().spaces
+
+    @property
+    def version(self) -> int:
+        """Grows whenever any answer could change, whichever process changed it."""
+        return self._live.view().version
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def count(self, where: Where | None = None) -> int:
+        """How many entries match; all without a filter."""
+        with self._live.reading() as store:
+            return store.count(where or Where())
+
+    def get(self, ids: Sequence[int]) -> list[Entry]:
+        """Entries in the order of ids; raises MemoryFault naming the first id that does not exist."""
+        wanted = [operator.index(id_) for id_ in ids]
+        with self._live.reading() as store:
+            found = store.entries(wanted)
+        for id_ in wanted:
+            if id_ not in found:
+                raise self._no_such(f"entry {id_}")
+        return [found[id_] for id_ in wanted]
+
+    def entries(self, where: Where | None = None) -> Iterator[Entry]:
+        """Matching entries by ascending id; those removed while iterating are left out."""
+        with self._live.reading() as store:
+            ids = store.ids(where or Where()).tolist()
+        for start in range(0, len(ids), _PAGE):
+            with self._live.reading() as store:
+                found = store.entries(ids[start : start + _PAGE])
+            yield from (found[id_] for id_ in sorted(found))
+
+    def vectors(self, field: str, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The stored vectors in the order of ids, float32 [n, D], unit length up to float16 rounding.
+
+        Raises:
+            MemoryFault: an id that does not exist or carries no such field.
+        """
+        wanted = [operator.index(id_) for id_ in ids]
+        known = np.array([id_ if 0 < id_ < 2**63 else 0 for id_ in wanted], np.int64)
+        rows, present = self._live.view().field(field)[1].rows(known)
+        if not present.all():
+            raise self._no_such(f"the '{field}' vector of entry {wanted[int(np.argmin(present))]}")
+        return rows
+
+    def search(self, field: str, query: ArrayLike, k: int, where: Where | None = None) -> list[Hit]:
+        """The k entries whose `field` vectors are nearest to query by cosine, best first, equal scores by id.
+
+        Above SCAN_ROWS candidates the nearest are found through a graph (recall@10 above 0.99, measured),
+        otherwise exactly. A filter never lets another entry through and never costs a match: there are min(k,
+        matches) hits.
+
+        Args:
+            field: which vectors to compare with.
+            query: float32 [D], any length above zero.
+            k: how many hits, 1 or more; more than there are is fine.
+            where: only entries that match.
+        """
+        if operator.index(k) < 1:
+            raise UsageError("k", expected="1 or more", got=str(k), do="ask for at least one hit")
+        view, matches = self._live.matching(where)
+        space, rows = view.field(field)
+        ids, scores = rows.search(unit(field, query, space), operator.index(k), matches)
+        clipped = np.clip(scores, -1.0, 1.0).tolist()
+        return [Hit(id_, score) for id_, score in zip(ids.tolist(), clipped, strict=True)]
+
+    def stats(self) -> Stats:
+        """The memory in numbers."""
+        view = self._live.view()
+        fields = {
+            name: FieldStats(view.spaces[name].id, view.spaces[name].dim, field.count, field.tail_count)
+            for name, field in view.fields.items()
+        }
+        with reported(self._folder):
+            size = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        tail = max((field.tail for field in fields.values()), default=0)
+        return Stats(self.count(), tail, view.generation, size, fields)
+
+    # -- changing it ----------------------------------------------------------------------------------------
+
+    def add(self, entries: Sequence[NewEntry]) -> list[int]:
+        """Remember entries: all of them, on the disk, before this returns their ids; or none.
+
+        Raises:
+            UsageError: an entry without vectors, with an unknown field, or with a vector that is not finite
+                numbers.
+        """
+        spaces = self.spaces
+        rows = [_rows_of(entry, spaces) for entry in entries]
+        with self._writing() as store:
+            check_spaces(
+                self._folder, store.spaces(), spaces
+            )  # another process may have re-embedded just now
+            ids = store.insert(entries)
+            for name in spaces:
+                chosen = [i for i, row in enumerate(rows) if name in row]
+                store.put_vectors(name, [ids[i] for i in chosen], _stacked([rows[i][name] for i in chosen]))
+        self._compactor.run_if_due()
+        return ids
+
+    def remove(self, ids: Sequence[int]) -> int:
+        """Forget entries, durably and at once; returns how many of ids there were."""
+        wanted = [operator.index(id_) for id_ in ids]
+        with self._writing() as store:
+            removed = store.delete(wanted)
+        self._compactor.run_if_due()
+        return removed
+
+    def reembed(self, field: str, space: Space, ids: Sequence[int], vectors: ArrayLike, flavor: str) -> None:
+        """Replace a field's vectors by those of another quantization flavour or another encoder.
+
+        If space is not the field's present one, the vectors of entries that are not in ids are dropped, as
+        nothing could be compared with them; compact afterwards.
+
+        Args:
+            field: the field; new ones are made.
+            space: what the new vectors are.
+            ids: entries that exist.
+            vectors: float32 [n, D].
+            flavor: noted in the entries.
+
+        Raises:
+            MemoryFault: an id that does not exist.
+        """
+        check_field_name(field)
+        wanted = [operator.index(id_) for id_ in ids]
+        rows = _stacked([unit(field, row, space) for row in np.asarray(vectors)])
+        with self._writing() as store:
+            missing = set(wanted) - set(store.ids(Where(ids=frozenset(wanted))).tolist())
+            if missing:
+                raise self._no_such(f"entry {min(missing)}")
+            if store.spaces().get(field) != space:
+                store.drop_field_vectors(field)
+                store.add_field(field, space)
+            store.put_vectors(field, wanted, rows)
+            store.set_flavor(wanted, flavor)
+        self._live.expect(field, space)
+
+    def compact(self, progress: Progress | None = None) -> None:
+        """Fold the tail into a new generation; searches and additions go on meanwhile.
+
+        A crash at any moment leaves the old generation or the new one.
+
+        Args:
+            progress: told (vectors done, vectors in all).
+        """
+        self._writer()
+        self._compactor.run(progress)
+
+    def verify(self) -> list[str]:
+        """Check everything in full: one sentence per problem, naming the file; none if the memory is sound.
+
+        Damaged generation files are no longer served afterwards; the next compaction makes them again.
+
+        Raises:
+            MemoryDamaged: memory.db cannot even be read.
+        """
+        with reported(self._folder):
+            found = examine(self._folder, self._mode)
+        if found.files:
+            if self._store is not None:
+                with self._write_lock, reported(self._folder):
+                    self._store.stamp(found.generation, dict.fromkeys(found.files, ""))
+            self._live.reload(found.files)
+        return found.problems
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _start(self, spaces: Mapping[str, Space]) -> None:
+        if self._store is not None:
+            with reported(self._folder):
+                self._add_fields(self._store, spaces)
+                self._sweep()
+        generation, stamps = self._live.reload()
+        if self._store is not None:
+            if stamps:
+                with reported(self._folder):
+                    self._store.stamp(generation, stamps)
+            self._compactor.run_if_due()
+
+    def _add_fields(self, store: Store, spaces: Mapping[str, Space]) -> None:
+        stored = store.spaces()
+        check_spaces(self._folder, stored, spaces)
+        if set(spaces) - set(stored):
+            with store.writing():
+                for name in set(spaces) - set(store.spaces()):
+                    store.add_field(name, spaces[name])
+
+    def _sweep(self) -> None:
+        with folder_lock(self._folder, wait=False) as held:
+            if held and self._store is not None:
+                generations.sweep(self._folder, self._store.state().generation)
+
+    def _writer(self) -> Store:
+        if self._store is None:
+            raise UsageError(
+                f"memory '{self._folder}'",
+                expected="a memory opened for writing",
+                got="read_only=True",
+                do="open it without read_only",
+            )
+        return self._store
+
+    @contextmanager
+    def _writing(self) -> Iterator[Store]:
+        store = self._writer()
+        self._live.view()  # refuses when closed, or when another process changed a space
+        with self._write_lock, reported(self._folder), store.writing():
+            yield store
+
+    def _no_such(self, what: str) -> MemoryFault:
+        return MemoryFault(
+            f"memory '{self._folder}'",
+            expected=what,
+            got="none",
+            do="search or list the memory for the ids it holds",
+        )
+
+
+def _rows_of(entry: NewEntry, spaces: Mapping[str, Space]) -> dict[str, NDArray[np.float32]]:
+    unknown = sorted(set(entry.vectors) - set(spaces))
+    if unknown or not entry.vectors:
+        raise UsageError(
+            f"entry '{entry.text[:40]}'",
+            expected=f"vectors for {' or '.join(spaces) or 'a field of this memory (it has none)'}",
+            got=", ".join(unknown) or "no vectors",
+            do="name the fields as the memory was opened with them",
+        )
+    return {name: unit(name, vector, spaces[name]) for name, vector in entry.vectors.items()}
+
+
+def _stacked(rows: Sequence[NDArray[np.float32]]) -> Rows:
+    return np.array(rows, np.float16)

@@ -1,0 +1,272 @@
+"""The durable truth: entries, tags, thumbnails and vectors in SQLite."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge_ravlm.runtime.memory.database import Mode, connect
+from edge_ravlm.runtime.memory.entries import Entry, Ids, NewEntry, Rows, Space, Tag, Where
+from edge_ravlm.runtime.memory.faults import damaged
+from edge_ravlm.runtime.memory.filters import conditions, json_list
+
+_SOME_IDS = "IN (SELECT value FROM json_each(?))"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a memory stands.
+
+    Attributes:
+        version: grows with every change.
+        generation: number of the current generation folder, 0 for none.
+        covered: the generation holds what vectors.seq numbered up to here.
+    """
+
+    version: int
+    generation: int
+    covered: int
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """A file of the current generation as it was last verified in full; stamp "" means hash it before use."""
+
+    name: str
+    size: int
+    sha256: str
+    stamp: str
+
+
+class Store:
+    """One SQLite connection and everything said over it; not for concurrent use, its owner holds a lock."""
+
+    def __init__(self, folder: Path, mode: Mode) -> None:
+        self._folder = folder
+        self._db = connect(folder, mode)
+
+    def close(self) -> None:
+        """Close the connection; the last one to close folds SQLite's log into memory.db."""
+        self._db.close()
+
+    # -- transactions ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Reads inside see one moment of the database."""
+        with self._transaction("BEGIN"):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Writes inside happen together, durably, or not at all; the memory's version grows."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            yield
+            self._db.execute("UPDATE state SET version = version + 1")
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        self._db.execute(begin)
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def data_version(self) -> int:
+        """A number that changes when another connection has written; microseconds."""
+        return self._number("PRAGMA data_version")
+
+    def state(self) -> State:
+        """Version, generation and coverage."""
+        rows = self._db.execute("SELECT version, generation, covered FROM state").fetchall()
+        if len(rows) != 1:
+            raise damaged(self._folder, f"{len(rows)} rows of state")
+        return State(*rows[0])
+
+    def spaces(self) -> dict[str, Space]:
+        """The fields and the space of each."""
+        rows = self._db.execute("SELECT name, space, dim FROM fields ORDER BY name")
+        return {name: Space(space, dim) for name, space, dim in rows.fetchall()}
+
+    def files(self) -> list[SealedFile]:
+        """The files of the current generation."""
+        return [SealedFile(*row) for row in self._db.execute("SELECT name, size, sha256, stamp FROM files")]
+
+    def newest_id(self) -> int:
+        """The highest entry id given out so far, removed or not."""
+        return self._number("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'entries'), 0)")
+
+    def newest_vector(self) -> int:
+        """The highest vectors.seq."""
+        return self._number("SELECT coalesce(max(seq), 0) FROM vectors")
+
+    def ids(self, where: Where, above: int = 0) -> Ids:
+        """Ascending ids greater than `above` that match, int64."""
+        clause, values = conditions(where, above)
+        rows = self._db.execute(f"SELECT e.id FROM entries e WHERE {clause} ORDER BY e.id", values)
+        return np.fromiter((row[0] for row in rows), np.int64)
+
+    def count(self, where: Where) -> int:
+        """How many entries match."""
+        if not where:
+            return self._number("SELECT count(*) FROM entries")
+        clause, values = conditions(where)
+        return self._number(f"SELECT count(*) FROM entries e WHERE {clause}", values)
+
+    def entries(self, ids: Sequence[int]) -> dict[int, Entry]:
+        """Those of ids that exist; raises MemoryDamaged if one is not what was added."""
+        wanted = [json_list(list(ids))]
+        tags: dict[int, dict[str, Tag]] = {}
+        for id_, key, value, is_bool in self._db.execute(
+            f"SELECT entry_id, key, value, is_bool FROM tags WHERE entry_id {_SOME_IDS}", wanted
+        ):
+            tags.setdefault(id_, {})[key] = bool(value) if is_bool else value
+        rows = self._db.execute(
+            "SELECT id, text, answer, modality, time, flavor, jpeg, crc FROM entries LEFT JOIN thumbnails"
+            f" ON id = entry_id WHERE id {_SOME_IDS}",
+            wanted,
+        )
+        return {row[0]: self._entry(row, tags.get(row[0], {})) for row in rows.fetchall()}
+
+    def vectors_since(self, field: str, dim: int, seq: int) -> tuple[Ids, Rows]:
+        """Ids and rows of a field that were put after `seq`, in that order."""
+        found = self._db.execute(
+            "SELECT entry_id, vector, crc FROM vectors WHERE seq > ? AND field = ? ORDER BY seq", (seq, field)
+        )
+        return self._rows(found.fetchall(), dim)
+
+    def vector_ids_since(self, field: str, seq: int) -> Ids:
+        """Ascending ids of a field whose vectors were put after `seq`."""
+        found = self._db.execute("SELECT entry_id FROM vectors WHERE seq > ? AND field = ?", (seq, field))
+        return np.sort(np.fromiter((row[0] for row in found), np.int64))
+
+    def vector_count(self, field: str) -> int:
+        """How many entries carry this field."""
+        return self._number("SELECT count(*) FROM vectors WHERE field = ?", [field])
+
+    def all_vectors(self, field: str, dim: int, batch: int) -> Iterator[tuple[Ids, Rows]]:
+        """Every vector of a field by ascending id, `batch` at a time."""
+        found = self._db.execute(
+            "SELECT entry_id, vector, crc FROM vectors WHERE field = ? ORDER BY entry_id", (field,)
+        )
+        while rows := found.fetchmany(batch):
+            yield self._rows(rows, dim)
+
+    def gone_since(self, seq: int) -> tuple[int, Ids]:
+        """Entries removed after `seq` and not yet folded into a generation; also the newest such seq."""
+        rows = self._db.execute("SELECT seq, entry_id FROM gone WHERE seq > ?", (seq,)).fetchall()
+        return max((row[0] for row in rows), default=seq), np.array([row[1] for row in rows], np.int64)
+
+    def complaints(self) -> list[str]:
+        """What SQLite's own integrity check finds wrong; empty when sound."""
+        found = [str(row[0]) for row in self._db.execute("PRAGMA integrity_check(10)")]
+        return [] if found == ["ok"] else found
+
+    # -- writing, each inside writing() ---------------------------------------------------------------------
+
+    def add_field(self, name: str, space: Space) -> None:
+        """A field that entries may carry from now on; one that exists gets this space."""
+        self._db.execute("INSERT OR REPLACE INTO fields VALUES (?, ?, ?)", (name, space.id, space.dim))
+
+    def insert(self, entries: Sequence[NewEntry]) -> list[int]:
+        """Add entries without their vectors; returns their ids, ascending."""
+        first = self.newest_id() + 1
+        numbered = list(enumerate(entries, first))
+        self._db.executemany(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
+            ((i, e.text, e.answer, e.modality, float(e.time), e.flavor, _entry_crc(e)) for i, e in numbered),
+        )
+        self._db.executemany(
+            "INSERT INTO thumbnails VALUES (?, ?)",
+            ((i, e.thumbnail) for i, e in numbered if e.thumbnail is not None),
+        )
+        self._db.executemany(
+            "INSERT INTO tags VALUES (?, ?, ?, ?)",
+            ((i, key, value, isinstance(value, bool)) for i, e in numbered for key, value in e.tags.items()),
+        )
+        return [i for i, _ in numbered]
+
+    def put_vectors(self, field: str, ids: Sequence[int], rows: Rows) -> None:
+        """Give entries a field's vectors (float16 [n, D]), replacing those they have."""
+        blobs = (row.tobytes() for row in rows)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO vectors (field, entry_id, vector, crc) VALUES (?, ?, ?, ?)",
+            ((field, id_, blob, zlib.crc32(blob)) for id_, blob in zip(ids, blobs, strict=True)),
+        )
+
+    def set_flavor(self, ids: Sequence[int], flavor: str) -> None:
+        """Note which flavour embedded these entries."""
+        self._db.execute(
+            f"UPDATE entries SET flavor = ? WHERE id {_SOME_IDS}", (flavor, json_list(list(ids)))
+        )
+
+    def delete(self, ids: Sequence[int]) -> int:
+        """Remove entries and everything of theirs; returns how many there were."""
+        wanted = [json_list(list(ids))]
+        self._db.execute(f"INSERT INTO gone (entry_id) SELECT id FROM entries WHERE id {_SOME_IDS}", wanted)
+        for table in ("vectors", "tags", "thumbnails"):
+            self._db.execute(f"DELETE FROM {table} WHERE entry_id {_SOME_IDS}", wanted)
+        return self._db.execute(f"DELETE FROM entries WHERE id {_SOME_IDS}", wanted).rowcount
+
+    def drop_field_vectors(self, field: str) -> None:
+        """Remove all vectors of a field, and with them the generation that holds them."""
+        self._db.execute("DELETE FROM vectors WHERE field = ?", (field,))
+        self.set_generation(self.state().generation + 1, covered=0, gone=0, files=[])
+
+    def set_generation(self, number: int, *, covered: int, gone: int, files: Sequence[SealedFile]) -> None:
+        """Switch to a generation that covers vectors and removals up to these seqs."""
+        self._db.execute("UPDATE state SET generation = ?, covered = ?", (number, covered))
+        self._db.execute("DELETE FROM gone WHERE seq <= ?", (gone,))
+        self._db.execute("DELETE FROM files")
+        rows = ((file.name, file.size, file.sha256, file.stamp) for file in files)
+        self._db.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", rows)
+
+    def stamp(self, generation: int, stamps: Mapping[str, str]) -> None:
+        """Note how files of a generation looked when last verified; changes no answer, so not the version."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            if self.state().generation == generation:
+                self._db.executemany(
+                    "UPDATE files SET stamp = ? WHERE name = ?", ((s, name) for name, s in stamps.items())
+                )
+
+    # -- decoding -------------------------------------------------------------------------------------------
+
+    def _number(self, sql: str, values: Sequence[object] = ()) -> int:
+        return int(self._db.execute(sql, values).fetchone()[0])
+
+    def _entry(self, row: tuple[object, ...], tags: dict[str, Tag]) -> Entry:
+        id_, text, answer, modality, time, flavor, thumbnail, crc = row
+        entry = Entry(id_, text, answer, tags, modality, time, flavor, thumbnail)  # type: ignore[arg-type]
+        try:
+            intact = _entry_crc(entry) == crc
+        except (TypeError, ValueError):  # a value of another type than was written
+            intact = False
+        if not intact:
+            raise damaged(self._folder, f"entry {id_} altered")
+        return entry
+
+    def _rows(self, found: list[tuple[int, bytes, int]], dim: int) -> tuple[Ids, Rows]:
+        for id_, blob, crc in found:
+            if not isinstance(blob, bytes) or len(blob) != 2 * dim or zlib.crc32(blob) != crc:
+                raise damaged(self._folder, f"the vector of entry {id_} altered")
+        rows = np.frombuffer(b"".join(row[1] for row in found), np.float16)
+        return np.array([row[0] for row in found], np.int64), rows.reshape(len(found), dim)
+
+
+def _entry_crc(entry: NewEntry | Entry) -> int:
+    # Without the flavor: re-embedding changes it, and it decides nothing. Plus 0.0: SQLite keeps no sign of a
+    # zero.
+    tags = [(key, v + 0.0 if isinstance(v, float) else v) for key, v in sorted(entry.tags.items())]
+    said = [entry.text, entry.answer, entry.modality, float(entry.time) + 0.0, tags]
+    return zlib.crc32(entry.thumbnail or b"", zlib.crc32(json.dumps(said).encode()))

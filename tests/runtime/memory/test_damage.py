@@ -1,0 +1,253 @@
+"""Bytes that are not the ones we wrote: never served, never a crash."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge_ravlm.errors import EdgeRavlmError, MemoryDamaged, MemoryFault
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space, generations
+
+Finder = Callable[[Path], Path]
+
+
+@pytest.fixture
+def vectors(rows: Callable[..., NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+    return dict(enumerate(rows(200), 1))
+
+
+@pytest.fixture
+def made(
+    folder: Path, spaces: dict[str, Space], vectors: dict[int, NDArray[np.float32]], graphs: None
+) -> Iterator[Path]:
+    """A compacted memory of 200 entries in both fields, all of it in graphs."""
+    with Memory.open(folder, spaces, auto_compact=False) as memory:
+        memory.add(
+            [
+                NewEntry(f"e{i}", vectors={"image": v, "text": v[:8]} if i % 2 else {"image": v})
+                for i, v in vectors.items()
+            ]
+        )
+        memory.compact()
+    return folder
+
+
+def _flip(path: Path, at: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 0x55
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _swap(path: Path) -> None:
+    other = path.with_name(path.name.replace("image", "text"))
+    aside = path.with_name("aside")
+    path.rename(aside)
+    other.rename(path)
+    aside.rename(other)
+
+
+def _grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0" * 64)
+
+
+_DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "first byte": lambda path: _flip(path, 0),
+    "middle byte": lambda path: _flip(path, 0.5),
+    "last byte": lambda path: _flip(path, 1),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: os.truncate(path, 0),
+    "grown": _grow,
+    "deleted": Path.unlink,
+    "swapped": _swap,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("image.usearch", damage) for damage in _DAMAGE]
+    + [
+        (file, how)
+        for file in ("image.ids", "image.f16")
+        for how in ("middle byte", "truncated", "deleted", "swapped")
+    ],
+)
+def test_damaged_generations_are_never_served(
+    made: Path,
+    spaces: dict[str, Space],
+    vectors: Any,
+    generation: Finder,
+    nearest: Any,
+    answers: Any,
+    nearly: Any,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    damage: str,
+) -> None:
+    _DAMAGE[damage](generation(made) / file)
+    expected = nearest(vectors, vectors[9], 12)
+    with Memory.open(made, spaces, read_only=True) as memory:
+        answers(memory.search("image", vectors[9], 12), expected)
+    assert f"{file}" in caplog.text or "text." in caplog.text
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        answers(memory.search("image", vectors[9], 12), expected)
+        memory.compact()
+        assert memory.verify() == []
+        nearly(memory.search("image", vectors[9], 12), expected)
+
+
+def test_a_lost_generation_is_made_again_in_the_background(
+    made: Path, spaces: dict[str, Space], vectors: Any, generation: Finder, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(generation(made))
+    with Memory.open(made, spaces) as memory:
+        assert memory.search("image", vectors[9], 1)[0].id == 9
+    caplog.clear()
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        assert memory.stats().tail == 0
+        assert memory.verify() == []
+    assert not caplog.text
+
+
+def test_files_are_hashed_once_and_again_after_any_change(
+    made: Path, spaces: dict[str, Space], generation: Finder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hashed: list[int] = []
+    sha256 = generations._sha256
+    monkeypatch.setattr(
+        generations, "_sha256", lambda content: hashed.append(len(content)) or sha256(content)
+    )
+
+    def files_hashed(path: Path) -> int:
+        hashed.clear()
+        Memory.open(path, spaces).close()
+        return len(hashed)
+
+    assert files_hashed(made) == 0
+    os.utime(generation(made) / "image.f16")
+    assert files_hashed(made) == 1
+    shutil.copytree(made, tmp_path / "copy")
+    time.sleep(0.05)  # a file this fresh gets no stamp
+    assert files_hashed(tmp_path / "copy") == 6
+    assert files_hashed(tmp_path / "copy") == 0
+
+
+def test_verify_names_what_rotted_behind_the_file_systems_back(
+    made: Path, spaces: dict[str, Space], vectors: Any, generation: Finder, nearest: Any, answers: Any
+) -> None:
+    rotten = generation(made) / "image.f16"
+    _flip(rotten, 0.5)
+    with rotten.open("rb") as file, closing(sqlite3.connect(made / "memory.db")) as db, db:
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(generations, "_SETTLED_NS", 0)
+        db.execute(
+            "UPDATE files SET stamp = ? WHERE name = 'image.f16'", (generations._stamp(file.fileno()),)
+        )
+        monkey.undo()
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        (problem,) = memory.verify()
+        assert "generation-000001/image.f16" in problem
+        answers(memory.search("image", vectors[9], 12), nearest(vectors, vectors[9], 12))
+        memory.compact()
+        assert memory.verify() == []
+
+
+def test_a_read_only_memory_stops_serving_what_verify_found_rotten(
+    made: Path, spaces: dict[str, Space], vectors: Any, generation: Finder, nearest: Any, answers: Any
+) -> None:
+    with Memory.open(made, spaces, read_only=True) as memory:
+        memory.search("image", vectors[9], 1)
+        _flip(generation(made) / "image.f16", 0.5)
+        assert len(memory.verify()) == 1
+        answers(memory.search("image", vectors[9], 12), nearest(vectors, vectors[9], 12))
+
+
+def test_verify_finds_where_the_generation_disagrees(made: Path, spaces: dict[str, Space]) -> None:
+    with closing(sqlite3.connect(made / "memory.db")) as db, db:
+        db.execute("DELETE FROM vectors WHERE entry_id = 7 AND field = 'text'")
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        (problem,) = memory.verify()
+        assert "text.ids lists 1 entries more" in problem
+
+
+@pytest.mark.parametrize("harm", ["header", "emptied", "halved", "other program", "newer"])
+def test_a_damaged_or_foreign_database_is_refused_in_one_sentence(
+    made: Path, spaces: dict[str, Space], harm: str
+) -> None:
+    path = made / "memory.db"
+    if harm == "header":
+        path.write_bytes(b"\0" * 100 + path.read_bytes()[100:])
+    elif harm in ("emptied", "halved"):
+        os.truncate(path, 0 if harm == "emptied" else path.stat().st_size // 2)
+    else:
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("PRAGMA application_id=7" if harm == "other program" else "PRAGMA user_version=99")
+    damaged = harm not in ("other program", "newer")
+    with pytest.raises(MemoryDamaged if damaged else MemoryFault, match=r"memory '.*'.*\.$") as caught:
+        Memory.open(made, spaces)
+    assert isinstance(caught.value, MemoryDamaged) is damaged
+    assert "\n" not in str(caught.value)
+
+
+def test_altered_rows_are_refused_not_served(made: Path, spaces: dict[str, Space]) -> None:
+    path = made / "memory.db"
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        memory.add([NewEntry("the red mug", vectors={"image": np.ones(16)})])
+    path.write_bytes(path.read_bytes().replace(b"the red mug", b"the ted mug"))
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        with pytest.raises(MemoryDamaged, match="entry 201 altered"):
+            memory.get([201])
+        assert memory.verify() == ["memory.db: entry 201 altered"]
+    path.write_bytes(path.read_bytes().replace(np.full(16, 0.25, np.float16).tobytes(), b"\1" * 32))
+    with pytest.raises(MemoryDamaged, match="vector of entry 201 altered"):
+        Memory.open(made, spaces)
+
+
+def test_no_flipped_byte_in_the_database_crashes_or_changes_an_entry(
+    made: Path, spaces: dict[str, Space], vectors: Any
+) -> None:
+    path = made / "memory.db"
+    sound = path.read_bytes()
+    with Memory.open(made, spaces) as memory:
+        truth = {entry.id: entry for entry in memory.entries()}
+    random = np.random.default_rng(0)
+    refused = 0
+    for at in random.integers(0, len(sound), 60):
+        data = bytearray(sound)
+        data[at] ^= 1 << int(random.integers(8))
+        path.write_bytes(data)
+        shutil.rmtree(made / "generation-000001", ignore_errors=True)  # so that all vectors are read
+        try:
+            with Memory.open(made, spaces, read_only=True) as memory:
+                for entry in memory.entries():
+                    assert truth[entry.id] == entry
+                for hit in memory.search("image", vectors[3], 5):
+                    assert hit.score == pytest.approx(
+                        vectors[3]
+                        @ vectors[hit.id]
+                        / np.linalg.norm(vectors[3])
+                        / np.linalg.norm(vectors[hit.id]),
+                        abs=1e-3,
+                    )
+        except EdgeRavlmError:
+            refused += 1
+    assert 0 < refused < 60
+
+
+@pytest.fixture(autouse=True)
+def _warnings_seen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)

@@ -1,0 +1,163 @@
+"""The disk refuses: one sentence, nothing lost, nothing half-written.
+
+chmod does not bind root, so refusals are injected.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_ravlm.errors import StorageError, UsageError
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space, compaction, database, generations, index
+
+Make = Callable[..., list[NewEntry]]
+
+
+def _refuse(code: int) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+def test_a_full_disk_refuses_an_add_and_keeps_the_rest(memory: Memory, entries: Make) -> None:
+    ids = memory.add(entries(10))
+    assert memory._store is not None
+    pages = memory._store._db.execute("PRAGMA page_count").fetchone()[0]
+    memory._store._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(StorageError, match="free space"):
+        memory.add(entries(500, thumbnail=b"x" * 5000))
+    assert [entry.id for entry in memory.entries()] == ids
+    assert len(memory.search("image", np.ones(16), 99)) == 10
+    memory._store._db.execute(f"PRAGMA max_page_count={pages + 100_000}")
+    assert memory.add(entries(1)) == [11]
+    assert memory.verify() == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Path, "mkdir"),
+        (os, "fsync"),
+        (generations, "sync_folder"),
+        (Path, "rename"),
+        (index._Growing, "save"),
+    ],
+)
+@pytest.mark.usefixtures("graphs")
+def test_a_refused_compaction_changes_nothing(
+    memory: Memory,
+    folder: Path,
+    entries: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    code: int,
+) -> None:
+    given = entries(60)
+    memory.add(given[:50])
+    memory.compact()
+    memory.add(given[50:])
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, _refuse(code))
+        with pytest.raises(StorageError, match="what was added before is intact"):
+            memory.compact()
+    assert memory.stats().generation == 1
+    assert len(memory.search("image", np.ones(16), 99)) == 60
+    memory.compact()
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["generation-000002"]
+    assert memory.verify() == []
+
+
+def test_usearchs_own_write_errors_are_storage_errors(
+    memory: Memory, entries: Make, monkeypatch: pytest.MonkeyPatch, graphs: None
+) -> None:
+    memory.add(entries(50))
+
+    def refuse(self: Any, path: str) -> None:
+        raise RuntimeError("Failed to serialize into stream")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index.Index, "save", refuse)
+        with pytest.raises(StorageError, match="serialize"):
+            memory.compact()
+        patched.setattr(index.Index, "save", lambda self, path: Path(path).write_bytes(b"short"))
+        with pytest.raises(StorageError, match="cut short"):
+            memory.compact()
+    memory.compact()
+
+
+def test_a_refused_background_compaction_is_put_off(
+    folder: Path,
+    spaces: dict[str, Space],
+    entries: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(compaction, "TAIL_ROWS", 10)
+    tried: list[int] = []
+    monkeypatch.setattr(compaction, "build", lambda *a: tried.append(1) or _refuse(errno.ENOSPC)())
+    with Memory.open(folder, spaces) as memory:
+        for seed in range(4):
+            memory.add(entries(11, seed=seed))
+            thread = memory._compactor._thread
+            assert thread is not None
+            thread.join()
+        assert len(tried) == 2, "at 11 rows, then not before there are more than twice as many"
+        assert len(memory.search("image", np.ones(16), 99)) == 44
+    assert "put off" in caplog.text
+
+
+def test_a_path_that_cannot_be_made_is_a_storage_error(
+    tmp_path: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "mkdir", _refuse(errno.EROFS))
+    with pytest.raises(StorageError, match="Read-only file system"):
+        Memory.open(tmp_path / "new", spaces)
+
+
+def test_read_only_reads_and_never_writes(folder: Path, spaces: dict[str, Space], entries: Make) -> None:
+    with Memory.open(folder, spaces) as memory:
+        ids = memory.add(entries(20))
+        memory.compact()
+    with Memory.open(folder, spaces, read_only=True) as memory:
+        assert len(memory.search("image", np.ones(16), 99)) == 20
+        for call in (lambda: memory.add(entries(1)), lambda: memory.remove(ids), memory.compact):
+            with pytest.raises(UsageError, match="read_only"):
+                call()
+        assert memory.verify() == []
+
+
+def test_read_only_storage_is_opened_without_locks(
+    folder: Path, spaces: dict[str, Space], entries: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Memory.open(folder, spaces) as memory:
+        memory.add(entries(20))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr(database.os, "access", lambda *_: False)
+    with Memory.open(folder, spaces, read_only=True) as memory:
+        assert len(memory.search("image", np.ones(16), 99)) == len(memory) == 20
+        assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with Memory.open(folder, spaces) as memory:
+        memory.add(entries(1))
+        with pytest.raises(StorageError, match=r"memory\.db-wal"):
+            Memory.open(folder, spaces, read_only=True)
+
+
+def test_a_writer_that_never_ends_is_named(
+    memory: Memory, folder: Path, spaces: dict[str, Space], entries: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    with Memory.open(folder, spaces, auto_compact=False) as other:
+        assert memory._store is not None
+        with memory._store.writing(), pytest.raises(StorageError, match="another process"):
+            other.add(entries(1))
+        assert other.add(entries(1)) == [1]

@@ -1,0 +1,200 @@
+"""The command line as a user meets it: results, exit codes, and one sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edge_ravlm.cli import run
+from edge_ravlm.runtime.apps.demo import load_clip
+from edge_ravlm.runtime.camera import open_camera
+
+
+def invoke(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def stills(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A few frames of the demo clip as files."""
+    folder = tmp_path_factory.mktemp("stills")
+    path, _ = load_clip()
+    found: dict[int, Path] = {}
+    with open_camera(path) as camera:
+        for frame in camera.frames():
+            if frame.index in (14, 82, 300, 430):
+                found[frame.index] = folder / f"{frame.index}.png"
+                assert cv2.imwrite(str(found[frame.index]), frame.pixels)
+            if frame.index == 430:
+                return found
+    raise AssertionError("the clip ended early")
+
+
+GATE = "gate=250,137,411,208"
+
+
+@pytest.fixture
+def memory(tmp_path: Path, stills: dict[int, Path], capsys: pytest.CaptureFixture[str]) -> Path:
+    """The gate taught from one frame of each state."""
+    path = tmp_path / "home.memory"
+    for index, text in ((14, "the gate is closed"), (82, "the gate is open")):
+        command = ("memory", "add", path, "--text", text, "--image", stills[index], "--region", GATE)
+        assert invoke(capsys, *command)[0] == 0
+    return path
+
+
+def test_demo_prints_its_figures_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.jpg"
+    code, out, _ = invoke(capsys, "demo", "--json", "--sheet", sheet)
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["frames"] == 880
+    assert figures["questions"] > 500
+    assert figures["correct"] >= 0.95 * figures["questions"]
+    assert figures["abstained_before_teaching"] == figures["asked_before_teaching"] == 3
+    assert set(figures["latency_ms"]) == {"p50", "p99"}
+    assert figures["deadline_misses"] <= figures["questions"]
+    assert figures["budget_ms"] == 100
+    assert np.asarray(cv2.imread(str(sheet))).std() > 20
+
+
+def test_teach_ask_and_search_from_the_command_line(
+    memory: Path, stills: dict[int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, truth in ((300, "the gate is closed"), (430, "the gate is closed"), (82, "the gate is open")):
+        if index == 300:  # it moves there: whatever is answered, evidence and latency have to be reported
+            code, out, _ = invoke(
+                capsys, "ask", "starter", "is the gate open?", "--memory", memory, "--image", stills[index],
+                "--region", GATE,
+            )  # fmt: skip
+            assert code == 0
+            assert "because of memory" in out
+            assert "ms" in out
+            continue
+        code, out, _ = invoke(
+            capsys, "ask", "starter", "is the gate open?", "--memory", memory, "--image", stills[index],
+            "--region", GATE, "--budget-ms", 5000, "--json",
+        )  # fmt: skip
+        answer = json.loads(out)
+        assert (code, answer["text"]) == (0, truth)
+        assert answer["evidence"][0]["text"] == truth
+        assert answer["latency"]["met"]
+    code, out, _ = invoke(capsys, "search", memory, "an open gate", "--json")
+    assert code == 0
+    assert {hit["text"] for hit in json.loads(out)["hits"]} == {"the gate is open", "the gate is closed"}
+    code, out, _ = invoke(capsys, "memory", "search", memory, stills[82], "--k", 1, "--json")
+    assert code == 0
+    assert len(json.loads(out)["hits"]) == 1
+
+
+def test_run_watches_a_source_until_it_ends(
+    memory: Path, tmp_path: Path, stills: dict[int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index in (14, 430, 82):
+        (folder / f"{index}.png").write_bytes(stills[index].read_bytes())
+    code, out, _ = invoke(
+        capsys, "run", "--source", folder, "--ask", "is the gate open?", "--memory", memory, "--region", GATE,
+        "--json",
+    )  # fmt: skip
+    *answers, last = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [answer["frame"] for answer in answers] == sorted({answer["frame"] for answer in answers})
+    assert last["summary"]["answers"] + last["summary"]["dropped_frames"] == 3
+    assert last["summary"]["ended"] == "end of file"
+
+
+def test_a_memory_is_listed_checked_compacted_and_moved(
+    memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = invoke(capsys, "memory", "list", memory, "--json")
+    assert (code, json.loads(out)["entries"]) == (0, 2)
+    assert invoke(capsys, "memory", "compact", memory)[0] == 0
+    code, out, _ = invoke(capsys, "memory", "verify", memory, "--json")
+    assert (code, json.loads(out)) == (0, {"ok": True, "entries": 2, "problems": []})
+    assert invoke(capsys, "memory", "export", memory, tmp_path / "out")[0] == 0
+    code, out, _ = invoke(capsys, "memory", "import", tmp_path / "copy.memory", tmp_path / "out", "--json")
+    assert (code, json.loads(out)) == (0, {"added": 2, "skipped": 0})
+    code, out, _ = invoke(capsys, "memory", "list", tmp_path / "copy.memory", "--tag", "region=gate")
+    assert "2 of 2" in out
+    code, out, _ = invoke(capsys, "memory", "remove", memory, 1, "--json")
+    assert (code, json.loads(out)) == (0, {"removed": 1, "entries": 1})
+    code, out, _ = invoke(capsys, "memory", "reembed", memory, "--json")
+    assert (code, json.loads(out)) == (0, {"entries": 1, "without_picture": 0})
+
+
+def test_a_damaged_memory_is_reported(memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(capsys, "memory", "compact", memory)[0] == 0
+    victim = next(memory.glob("generation-*/image.f16"))
+    data = bytearray(victim.read_bytes())
+    data[10] ^= 255
+    victim.write_bytes(bytes(data))
+    code, out, _ = invoke(capsys, "memory", "verify", memory)
+    assert code == 1
+    assert "image.f16" in out
+
+
+def test_bundle_and_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = invoke(capsys, "bundle", "inspect", "starter", "--json")
+    assert code == 0
+    assert json.loads(out)["parity"]["cosine_mean"] > 0.9
+    archive = tmp_path / "starter.zip"
+    assert invoke(capsys, "bundle", "pack", "starter", archive)[0] == 0
+    code, out, _ = invoke(capsys, "bundle", "verify", archive, "--json")
+    assert (code, json.loads(out)["ok"]) == (0, True)
+    code, out, _ = invoke(capsys, "doctor", "--json")
+    assert (code, json.loads(out)["ok"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ((), 0, ""),
+        (("nonsense",), 2, "nonsense"),
+        (("ask", "starter"), 2, "QUESTION"),
+        (("ask", "starter", "x", "--memory", "{tmp}/none", "--image", "{still}"), 1, "none"),
+        (("ask", "starter", "x", "--memory", "{memory}", "--image", "{tmp}/none.jpg"), 1, "none.jpg"),
+        (("ask", "starter", "", "--memory", "{memory}", "--image", "{still}"), 2, "question"),
+        (("ask", "starter", "x" * 10_000, "--memory", "{memory}", "--image", "{still}"), 2, "10000 characters"),
+        (("ask", "starter", "x\udcff", "--memory", "{memory}", "--image", "{still}"), 2, "UTF-8"),
+        (("ask", "{tmp}", "x", "--memory", "{memory}", "--image", "{still}"), 1, "manifest.json"),
+        (("ask", "starter", "x", "--memory", "{memory}", "--image", "{still}", "--budget-ms", "0"), 2, "budget"),
+        (("ask", "starter", "x", "--memory", "{memory}", "--image", "{still}", "--budget-ms", "soon"), 2, "soon"),
+        (("ask", "starter", "x", "--memory", "{memory}", "--image", "{still}", "--region", "1,2"), 2, "region"),
+        (("ask", "starter", "x", "--memory", "{memory}", "--image", "{still}", "--region", "0,0,9999,9"), 2, "inside"),
+        (("ask", "starter", "x", "--memory", "{memory}", "--image", "{still}", "--tag", "red"), 2, "NAME=VALUE"),
+        (("memory", "add", "{tmp}/m", "--text", " "), 2, "sentence"),
+        (("memory", "add", "{tmp}/m", "--text", "x" * 10_001), 2, "10"),
+        (("memory", "list", "{tmp}"), 1, "memory"),
+        (("memory", "remove", "{memory}", "first"), 2, "first"),
+        (("memory", "import", "{tmp}/m", "{tmp}/nothing.csv"), 1, "nothing.csv"),
+        (("search", "{memory}", "gate", "--k", "0"), 2, "k"),
+        (("run", "--source", "{tmp}/none.mp4", "--ask", "x", "--memory", "{memory}"), 1, "none.mp4"),
+        (("bundle", "verify", "{still}"), 1, "bundle"),
+        (("demo", "--sheet", "{still}/under/a/file.jpg"), 1, "--sheet"),
+    ],
+)
+def test_whatever_is_wrong_is_said_in_one_sentence(
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
+    memory: Path,
+    tmp_path: Path,
+    stills: dict[int, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [a.format(tmp=tmp_path, memory=memory, still=stills[82]) if "{" in a else a for a in arguments]
+    found, out, err = invoke(capsys, *filled)
+    assert found == code
+    assert "Traceback" not in out + err
+    if code:
+        assert len(err.strip().splitlines()) == 1
+        assert says in err
+        assert "ms" not in out  # nothing was answered
