@@ -107,9 +107,7 @@ def clip_frames(labels: Labels) -> Iterator[Numbered]:
     folder = cached("opencv-doc")
     path = folder / VTEST if folder else Path(VTEST)
     if not path.is_file():
-        raise DataError(
-            f"clip '{labels.clip}'", expected="it in the cache", got="no such file", do="run `make data`"
-        )
+        raise DataError(f"clip '{labels.clip}'", expected="it in the cache", got="no such file", do="run `make data`")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != labels.sha256:
         raise DataError(
@@ -154,9 +152,7 @@ def run_test(bundle: Bundle, labels: Labels, advance: Callable[[], None]) -> tup
     return list(taught), list(_counted(watch(bundle, labels, shown, clip), advance))
 
 
-def run_development(
-    bundle: Bundle, labels: Labels, advance: Callable[[], None]
-) -> tuple[list[int], list[Asked]]:
+def run_development(bundle: Bundle, labels: Labels, advance: Callable[[], None]) -> tuple[list[int], list[Asked]]:
     """Within the first frames: each stretch is asked about after teaching from all others."""
     early = dict(islice(clip_frames(labels), TEACH_BEFORE))
     stretches = labels.stretches(TEACH_BEFORE)

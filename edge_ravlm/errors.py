@@ -44,9 +44,7 @@ class EdgeRavlmError(Exception):
         return _rebuild, (type(self), self.what, self.expected, self.got, self.do)
 
 
-def _rebuild(
-    kind: type[EdgeRavlmError], what: str, expected: str, got: str, do: str
-) -> EdgeRavlmError:
+def _rebuild(kind: type[EdgeRavlmError], what: str, expected: str, got: str, do: str) -> EdgeRavlmError:
     return kind(what, expected=expected, got=got, do=do)
 
 

@@ -62,7 +62,9 @@ def _video() -> Finding:
     inside = "GStreamer:                   YES" in cv2.getBuildInformation()
     outside = shutil.which("gst-launch-1.0")
     gstreamer = "in OpenCV" if inside else "through gst-launch-1.0" if outside else "no"
-    return Finding("video", f"OpenCV {cv2.__version__}, files, webcams and network streams: yes; GStreamer: {gstreamer}")
+    return Finding(
+        "video", f"OpenCV {cv2.__version__}, files, webcams and network streams: yes; GStreamer: {gstreamer}"
+    )
 
 
 def _disk() -> Finding:

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.frames import Pixels
-from edge_ravlm.manifest import Space
 from edge_ravlm.runtime.backends import open_session
 
 MAX_QUESTION = 1_000

@@ -57,9 +57,7 @@ def add(
 
 
 @app.command(name="import")
-def import_(
-    memory: Path, source: Path, /, *, bundle: str = "starter", json: bool = False
-) -> int:
+def import_(memory: Path, source: Path, /, *, bundle: str = "starter", json: bool = False) -> int:
     """Remember a folder of pictures, or the rows of a list.
 
     Args:

@@ -57,9 +57,7 @@ class Ravlm:
         threads: CPU threads of the image encoder.
     """
 
-    def __init__(
-        self, bundle: Bundle, memory: Memory, *, flavor: str, budget_ms: float, threads: int
-    ) -> None:
+    def __init__(self, bundle: Bundle, memory: Memory, *, flavor: str, budget_ms: float, threads: int) -> None:
         self.bundle, self.memory, self.flavor = bundle, memory, flavor
         self.budget_ms = check_budget(budget_ms)
         self._rules = bundle.manifest.answering
@@ -123,9 +121,7 @@ class Ravlm:
     ) -> NewEntry:
         """What ``remember`` adds, for adding many at once; without a picture it is a text to be found by text."""
         if not text.strip():
-            raise UsageError(
-                "memory text", expected="a sentence", got="an empty one", do="say what the picture shows"
-            )
+            raise UsageError("memory text", expected="a sentence", got="an empty one", do="say what the picture shows")
         named = {REGION_TAG: region.name} if region is not None and region.name else {}
         entry = NewEntry(  # checks what it is given before a model sees it
             text=text,
@@ -139,9 +135,7 @@ class Ravlm:
         if picture is None:
             return replace(entry, vectors=vectors)
         pixels = self._image.preprocess(Frame.of(picture), region)
-        return replace(
-            entry, vectors={**vectors, "image": self._image.embed(pixels)}, thumbnail=_jpeg(pixels)
-        )
+        return replace(entry, vectors={**vectors, "image": self._image.embed(pixels)}, thumbnail=_jpeg(pixels))
 
     def forget(self, ids: Sequence[int]) -> int:
         """Remove entries; returns how many there were."""
@@ -239,9 +233,7 @@ class Ravlm:
                 topic = with_neighbours(self.memory, topic, vector, self._rules)
         with deadline.stage("vote"):
             text, confidence, evidence, reason = self._decide(topic, vector)
-        return Answer(
-            text, confidence, Level.RETRIEVED, evidence, deadline.latency(), frame.captured_at, reason
-        )
+        return Answer(text, confidence, Level.RETRIEVED, evidence, deadline.latency(), frame.captured_at, reason)
 
     def _decide(self, topic: Topic, vector: Vector) -> tuple[str, float, tuple[Evidence, ...], str]:
         if topic.silence:
@@ -253,8 +245,7 @@ class Ravlm:
         members = np.flatnonzero(ballot.labels == ballot.labels[outcome.winner])
         best = members[np.argsort(-outcome.scores[members], kind="stable")[:_EVIDENCE]]
         evidence = tuple(
-            Evidence(int(ballot.ids[i]), topic.entries[int(ballot.ids[i])].text, float(outcome.scores[i]))
-            for i in best
+            Evidence(int(ballot.ids[i]), topic.entries[int(ballot.ids[i])].text, float(outcome.scores[i])) for i in best
         )
         entry = topic.entries[int(ballot.ids[outcome.winner])]
         reason = ""

@@ -144,8 +144,15 @@ def fbm(rng: np.random.Generator, height: int, width: int, cell: int, octaves: i
     return total
 
 
-def material(rng: np.random.Generator, height: int, width: int, colour: Colour, sun: float,
-             cell: int, rough: tuple[float, float, float]) -> Array:
+def material(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    colour: Colour,
+    sun: float,
+    cell: int,
+    rough: tuple[float, float, float],
+) -> Array:
     """A texture (height, width, 4) uint8; rough gives coarse, fine and hue variation (0..1)."""
     coarse, fine, hue = fbm(rng, height, width, cell), fbm(rng, height, width, 4, 3), rough[2]
     tone = 1 + rough[0] * coarse + rough[1] * fine
@@ -163,8 +170,9 @@ def paste(canvas: Array, texture: Array, corners: Array) -> None:
     source = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
     target = (project(corners)[0] * SCALE - 0.5).astype(np.float32)
     size = (canvas.shape[1], canvas.shape[0])
-    cv2.warpPerspective(texture, cv2.getPerspectiveTransform(source, target), size, canvas,
-                        cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
+    cv2.warpPerspective(
+        texture, cv2.getPerspectiveTransform(source, target), size, canvas, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT
+    )
 
 
 def ground_px(points: Any) -> Array:

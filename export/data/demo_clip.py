@@ -79,8 +79,11 @@ class Scene:
         """Draws the layers; the light maps are (HEIGHT, WIDTH) float32."""
         self.rng, self.far, self.near = rng, far_layer(rng), near_layer(rng)
         self.mask = (self.near[..., 3] > 0).astype(np.uint8)
-        hedge = [Part(np.array([[x, 16, 0], [x + 0.5, 16, 0], [x + 0.5, 16, 1.4], [x, 16, 1.4]]), 0, (0, 0, 0), 0)
-                 for x in np.arange(-9, 12, 0.5) if x + 0.5 < GATE_LEFT or x > GATE_RIGHT]
+        hedge = [
+            Part(np.array([[x, 16, 0], [x + 0.5, 16, 0], [x + 0.5, 16, 1.4], [x, 16, 1.4]]), 0, (0, 0, 0), 0)
+            for x in np.arange(-9, 12, 0.5)
+            if x + 0.5 < GATE_LEFT or x > GATE_RIGHT
+        ]
         shadow_parts(self.far, hedge, 3.0, 0.9)
         self.noise = rng.normal(0, 1, (HEIGHT + 64, WIDTH + 64, 3)).astype(np.float32)
         self.noise = 1.7 * self.noise + 1.3 * cv2.GaussianBlur(self.noise, (0, 0), 1.0)
@@ -191,8 +194,11 @@ def labels(t: float, boxes: list[Box], parked: bool) -> dict[str, str | None]:
     """Each thing's state at time t; None while it changes or something passes before it."""
     gate, gate_done = settled(GATE_PLAN, t, 1.5)
     light, light_done = settled(LIGHT_PLAN, t, 0.3)
-    states = {"gate": gate if gate_done >= 1 else None, "bay": "taken" if parked else "free",
-              "light": light if light_done >= 1 else None}
+    states = {
+        "gate": gate if gate_done >= 1 else None,
+        "bay": "taken" if parked else "free",
+        "light": light if light_done >= 1 else None,
+    }
     return {n: None if any(overlap(b, core) for b in boxes) else states[n] for n, core in cores().items()}
 
 
@@ -223,8 +229,12 @@ def teach_frames(runs: list[list[Any]], state: str) -> list[int]:
 def region(core: Box) -> list[int]:
     """A core box grown by 15 % in width and height, as whole pixels inside the picture."""
     dx, dy = 0.075 * (core[2] - core[0]), 0.075 * (core[3] - core[1])
-    return [max(0, round(core[0] - dx)), max(0, round(core[1] - dy)),
-            min(WIDTH, round(core[2] + dx)), min(HEIGHT, round(core[3] + dy))]
+    return [
+        max(0, round(core[0] - dx)),
+        max(0, round(core[1] - dy)),
+        min(WIDTH, round(core[2] + dx)),
+        min(HEIGHT, round(core[3] + dy)),
+    ]
 
 
 WORDS = {
@@ -237,12 +247,23 @@ WORDS = {
 def truth(name: str, digest: str, states: dict[str, list[str | None]]) -> dict[str, Any]:
     """The truth record of a clip from each thing's per-frame states."""
     runs = {n: intervals(s) for n, s in states.items()}
-    things = [{"name": n, "question": WORDS[n][0], "region": region(core), "states": WORDS[n][1], "intervals": runs[n]}
-              for n, core in cores().items()]
+    things = [
+        {"name": n, "question": WORDS[n][0], "region": region(core), "states": WORDS[n][1], "intervals": runs[n]}
+        for n, core in cores().items()
+    ]
     teach = {n: {s: teach_frames(runs[n], s) for s in WORDS[n][1]} for n in runs}
-    return {"clip": name, "sha256": digest, "width": WIDTH, "height": HEIGHT, "fps": FPS, "frames": FRAMES,
-            "made_by": "python -m edge_ravlm.export.data.demo_clip", "licence": "CC0-1.0",
-            "things": things, "teach": teach}
+    return {
+        "clip": name,
+        "sha256": digest,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "fps": FPS,
+        "frames": FRAMES,
+        "made_by": "python -m edge_ravlm.export.data.demo_clip",
+        "licence": "CC0-1.0",
+        "things": things,
+        "teach": teach,
+    }
 
 
 def writer(path: Path, fps: float, raw: bool) -> cv2.VideoWriter:

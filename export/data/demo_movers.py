@@ -28,12 +28,42 @@ from edge_ravlm.export.data.demo_canvas import (
     to_ground,
 )
 
-GATE_PLAN = [(-9.0, "closed"), (6.0, "open"), (17.0, "closed"), (29.0, "open"),
-             (40.0, "closed"), (50.5, "open"), (61.0, "closed"), (72.0, "open"), (82.0, "closed")]
-LIGHT_PLAN = [(-9.0, "off"), (4.0, "on"), (10.5, "off"), (16.0, "on"), (23.5, "off"), (34.0, "on"),
-              (44.0, "off"), (53.0, "on"), (57.5, "off"), (67.0, "on"), (76.5, "off"), (81.5, "on")]
-FROM_STREET = [(12.0, 21.8), (6.5, 21.8), (2.4, 21.0), (0.5, 18.6), (0.3, 16.4), (0.9, 14.8),
-               (2.9, 14.0), (3.72, 12.3), BAY_CENTRE]
+GATE_PLAN = [
+    (-9.0, "closed"),
+    (6.0, "open"),
+    (17.0, "closed"),
+    (29.0, "open"),
+    (40.0, "closed"),
+    (50.5, "open"),
+    (61.0, "closed"),
+    (72.0, "open"),
+    (82.0, "closed"),
+]
+LIGHT_PLAN = [
+    (-9.0, "off"),
+    (4.0, "on"),
+    (10.5, "off"),
+    (16.0, "on"),
+    (23.5, "off"),
+    (34.0, "on"),
+    (44.0, "off"),
+    (53.0, "on"),
+    (57.5, "off"),
+    (67.0, "on"),
+    (76.5, "off"),
+    (81.5, "on"),
+]
+FROM_STREET = [
+    (12.0, 21.8),
+    (6.5, 21.8),
+    (2.4, 21.0),
+    (0.5, 18.6),
+    (0.3, 16.4),
+    (0.9, 14.8),
+    (2.9, 14.0),
+    (3.72, 12.3),
+    BAY_CENTRE,
+]
 FROM_YARD = [(2.2, -1.5), (3.8, 3.0), (4.55, 6.6), (4.35, 8.6), BAY_CENTRE]
 
 
@@ -71,18 +101,64 @@ class Walk(NamedTuple):
 
 
 SHAPES = {
-    "hatch": Shape(3.9, 1.72, ((0, .84), (.01, .93), (.1, 1.38), (.2, 1.47), (.5, 1.47), (.58, 1.4),
-                               (.76, 1.0), (.96, .84), (1, .72)),
-                   ((0, .7), (.06, .96), (.75, .92), (.95, .76), (1, .58)), .1),
-    "sedan": Shape(4.6, 1.8, ((0, .86), (.01, .98), (.17, 1.03), (.33, 1.38), (.45, 1.44), (.55, 1.41),
-                              (.71, 1.0), (.97, .82), (1, .72)),
-                   ((0, .7), (.04, .94), (.72, .92), (.96, .74), (1, .56)), .2),
-    "van": Shape(4.9, 1.9, ((0, 1.7), (.01, 1.85), (.05, 1.95), (.68, 1.95), (.76, 1.8), (.89, 1.2),
-                            (.98, .98), (1, .84)),
-                 ((0, .8), (.03, 1.08), (.88, 1.08), (.97, .88), (1, .6)), .55),
-    "suv": Shape(4.4, 1.86, ((0, .98), (.01, 1.1), (.06, 1.6), (.15, 1.68), (.54, 1.66), (.62, 1.55),
-                             (.75, 1.1), (.97, .98), (1, .86)),
-                 ((0, .8), (.03, 1.06), (.75, 1.04), (.96, .9), (1, .66)), .08),
+    "hatch": Shape(
+        3.9,
+        1.72,
+        (
+            (0, 0.84),
+            (0.01, 0.93),
+            (0.1, 1.38),
+            (0.2, 1.47),
+            (0.5, 1.47),
+            (0.58, 1.4),
+            (0.76, 1.0),
+            (0.96, 0.84),
+            (1, 0.72),
+        ),
+        ((0, 0.7), (0.06, 0.96), (0.75, 0.92), (0.95, 0.76), (1, 0.58)),
+        0.1,
+    ),
+    "sedan": Shape(
+        4.6,
+        1.8,
+        (
+            (0, 0.86),
+            (0.01, 0.98),
+            (0.17, 1.03),
+            (0.33, 1.38),
+            (0.45, 1.44),
+            (0.55, 1.41),
+            (0.71, 1.0),
+            (0.97, 0.82),
+            (1, 0.72),
+        ),
+        ((0, 0.7), (0.04, 0.94), (0.72, 0.92), (0.96, 0.74), (1, 0.56)),
+        0.2,
+    ),
+    "van": Shape(
+        4.9,
+        1.9,
+        ((0, 1.7), (0.01, 1.85), (0.05, 1.95), (0.68, 1.95), (0.76, 1.8), (0.89, 1.2), (0.98, 0.98), (1, 0.84)),
+        ((0, 0.8), (0.03, 1.08), (0.88, 1.08), (0.97, 0.88), (1, 0.6)),
+        0.55,
+    ),
+    "suv": Shape(
+        4.4,
+        1.86,
+        (
+            (0, 0.98),
+            (0.01, 1.1),
+            (0.06, 1.6),
+            (0.15, 1.68),
+            (0.54, 1.66),
+            (0.62, 1.55),
+            (0.75, 1.1),
+            (0.97, 0.98),
+            (1, 0.86),
+        ),
+        ((0, 0.8), (0.03, 1.06), (0.75, 1.04), (0.96, 0.9), (1, 0.66)),
+        0.08,
+    ),
 }
 VISITS = [
     Visit("hatch", (40, 42, 178), 9.0, FROM_STREET, 21.5, FROM_YARD),
@@ -144,17 +220,25 @@ def limbs(walk: Walk, t: float) -> list[Part]:
 
     if walk.kind == "bird":
         flap, z = 0.22 * np.sin(t * 22), 3.2 + 0.3 * np.sin(t * 2)
-        return [bone(0.1, walk.main, (-0.2, 0, z), (0.15, 0, z)),
-                bone(0.07, walk.second, (-0.05, 0.45, z + flap), (0, 0, z), (-0.05, -0.45, z + flap))]
+        return [
+            bone(0.1, walk.main, (-0.2, 0, z), (0.15, 0, z)),
+            bone(0.07, walk.second, (-0.05, 0.45, z + flap), (0, 0, z), (-0.05, -0.45, z + flap)),
+        ]
     if walk.kind == "cat":
         swing = [0.11 * np.sin(pace * 11 + k * 1.6) for k in range(4)]
-        legs = [bone(0.05, walk.main, (u, v, 0.2), (u + s, v, 0.02))
-                for (u, v), s in zip(((0.2, .05), (0.2, -.05), (-.2, .05), (-.2, -.05)), swing, strict=True)]
+        legs = [
+            bone(0.05, walk.main, (u, v, 0.2), (u + s, v, 0.02))
+            for (u, v), s in zip(((0.2, 0.05), (0.2, -0.05), (-0.2, 0.05), (-0.2, -0.05)), swing, strict=True)
+        ]
         tail = bone(0.05, walk.main, (-0.24, 0, 0.28), (-0.4, 0, 0.4), (-0.42, 0, 0.55 + 0.04 * np.sin(t * 3)))
-        return [tail, *legs, bone(0.16, walk.main, (-0.2, 0, 0.26), (0.2, 0, 0.27)),
-                bone(0.13, walk.second, (0.31, 0, 0.36), (0.33, 0, 0.36)),
-                bone(0.04, walk.second, (0.3, 0.05, 0.4), (0.3, 0.05, 0.46)),
-                bone(0.04, walk.second, (0.3, -0.05, 0.4), (0.3, -0.05, 0.46))]
+        return [
+            tail,
+            *legs,
+            bone(0.16, walk.main, (-0.2, 0, 0.26), (0.2, 0, 0.27)),
+            bone(0.13, walk.second, (0.31, 0, 0.36), (0.33, 0, 0.36)),
+            bone(0.04, walk.second, (0.3, 0.05, 0.4), (0.3, 0.05, 0.46)),
+            bone(0.04, walk.second, (0.3, -0.05, 0.4), (0.3, -0.05, 0.46)),
+        ]
     return person(walk, bone, pace * 4.1)
 
 
@@ -162,16 +246,32 @@ def person(walk: Walk, bone: Callable[..., Part], stride: float) -> list[Part]:
     """The lines of a walking person; stride is the phase of the step (rad)."""
     s, c, skin = np.sin(stride), np.cos(stride), (114, 144, 185)
     sleeve = tuple(0.85 * x for x in walk.main)
-    legs = [bone(0.15, walk.second, (0, v, 0.9), (0.16 * w + 0.05, v, 0.48),
-                 (0.3 * w - 0.04, v, 0.05 + 0.08 * max(0, k)), (0.3 * w + 0.1, v, 0.05))
-            for v, w, k in ((0.1, s, c), (-0.1, -s, -c))]
-    arms = [bone(0.1, sleeve, (0, v, 1.38), (-0.16 * w, v * 1.15, 1.12), (-0.2 * w + 0.1, v, 0.9))
-            for v, w in ((0.23, s), (-0.23, -s))]
-    return [legs[0], arms[1], legs[1], bone(0.34, walk.main, (0, 0, 1.02), (0.02, 0, 1.28)),
-            bone(0.24, walk.main, (0, 0.08, 1.36), (0, -0.08, 1.36)), arms[0],
-            bone(0.11, skin, (0.02, 0, 1.45), (0.03, 0, 1.56)),
-            bone(0.2, skin, (0.03, 0, 1.6), (0.03, 0, 1.64)),
-            bone(0.19, (40, 48, 60), (-0.01, 0, 1.66), (-0.02, 0, 1.69))]
+    legs = [
+        bone(
+            0.15,
+            walk.second,
+            (0, v, 0.9),
+            (0.16 * w + 0.05, v, 0.48),
+            (0.3 * w - 0.04, v, 0.05 + 0.08 * max(0, k)),
+            (0.3 * w + 0.1, v, 0.05),
+        )
+        for v, w, k in ((0.1, s, c), (-0.1, -s, -c))
+    ]
+    arms = [
+        bone(0.1, sleeve, (0, v, 1.38), (-0.16 * w, v * 1.15, 1.12), (-0.2 * w + 0.1, v, 0.9))
+        for v, w in ((0.23, s), (-0.23, -s))
+    ]
+    return [
+        legs[0],
+        arms[1],
+        legs[1],
+        bone(0.34, walk.main, (0, 0, 1.02), (0.02, 0, 1.28)),
+        bone(0.24, walk.main, (0, 0.08, 1.36), (0, -0.08, 1.36)),
+        arms[0],
+        bone(0.11, skin, (0.02, 0, 1.45), (0.03, 0, 1.56)),
+        bone(0.2, skin, (0.03, 0, 1.6), (0.03, 0, 1.64)),
+        bone(0.19, (40, 48, 60), (-0.01, 0, 1.66), (-0.02, 0, 1.69)),
+    ]
 
 
 def body(shape: Shape, paint: Colour) -> tuple[Array, Array, Array]:
@@ -181,8 +281,9 @@ def body(shape: Shape, paint: Colour) -> tuple[Array, Array, Array]:
     top = np.maximum(np.interp(u, [k[0] for k in shape.top], [k[1] for k in shape.top]), low + 0.01)
     half = shape.width / 2 * (1 - 0.16 * np.abs(2 * u - 1) ** 7)
     tall = np.clip((top - low) / 0.5, 0, 1)
-    v = np.stack([half * 0.9, half, half, half * 0.97, half * (0.95 - 0.2 * tall),
-                  half * (0.85 - 0.22 * tall), 0 * half])
+    v = np.stack(
+        [half * 0.9, half, half, half * 0.97, half * (0.95 - 0.2 * tall), half * (0.85 - 0.22 * tall), 0 * half]
+    )
     z = np.stack([0 * u + 0.25, 0 * u + 0.42, (0.42 + low) / 2 + 0.06, low, low + (top - low) * 0.9, top, top + 0.03])
     v, z = np.concatenate([-v, v[-2::-1]]).T, np.concatenate([z, z[-2::-1]]).T
     ring = np.stack([np.repeat((u - 0.5)[:, None] * shape.length, 13, 1), v, z], 2)
@@ -253,8 +354,14 @@ def wheels(shape: Shape, pose: Array, rolled: float) -> tuple[list[Part], list[P
             if side != near:
                 continue
             for radius, paint, out in ((0.39, 26.0, 1.0), (0.32, 38.0, 1.01), (0.21, 150.0, 1.02)):
-                disc = np.stack([u * shape.length + radius * np.cos(ring), 0 * ring + v * out,
-                                 np.maximum(0.02, 0.32 + radius * np.sin(ring))], 1)
+                disc = np.stack(
+                    [
+                        u * shape.length + radius * np.cos(ring),
+                        0 * ring + v * out,
+                        np.maximum(0.02, 0.32 + radius * np.sin(ring)),
+                    ],
+                    1,
+                )
                 faces.append(Part(place(disc, pose), 0.0, (paint, paint, paint), 0.3))
             for k in range(5):
                 a, hub = k * 1.2566 - rolled / 0.32, np.array([u * shape.length, v * 1.03, 0.32])
@@ -268,14 +375,19 @@ def trim(shape: Shape, pose: Array) -> list[Part]:
     front = (np.array(EYE[:2]) - pose[:2]) @ (np.cos(pose[2]), np.sin(pose[2])) > 0
     u, w = (0.5 if front else -0.5) * shape.length * 1.005, shape.width / 2
     lights: Colour = (226, 232, 230) if front else (40, 36, 176)
-    rows = [(-0.3 * w, 0.3 * w, 0.42, 0.54, (206, 212, 208)), (-0.78 * w, -0.5 * w, 0.6, 0.72, lights),
-            (0.5 * w, 0.78 * w, 0.6, 0.72, lights)]
+    rows = [
+        (-0.3 * w, 0.3 * w, 0.42, 0.54, (206, 212, 208)),
+        (-0.78 * w, -0.5 * w, 0.6, 0.72, lights),
+        (0.5 * w, 0.78 * w, 0.6, 0.72, lights),
+    ]
     if not front and shape.glass_from > 0.3:
         rows += [(-0.72 * w, -0.03 * w, 1.2, 1.62, (46, 42, 38)), (0.03 * w, 0.72 * w, 1.2, 1.62, (46, 42, 38))]
     if front:
         rows.insert(0, (-0.62 * w, 0.62 * w, 0.34, 0.52, (34, 34, 34)))
-    return [Part(place(np.array([[u, a, z0], [u, b, z0], [u, b, z1], [u, a, z1]]), pose), 0.0, c, 0.3)
-            for a, b, z0, z1, c in rows]
+    return [
+        Part(place(np.array([[u, a, z0], [u, b, z0], [u, b, z1], [u, a, z1]]), pose), 0.0, c, 0.3)
+        for a, b, z0, z1, c in rows
+    ]
 
 
 def draw_car(canvas: Array, shape: Shape, paint: Colour, pose: Array, rolled: float) -> Array:

@@ -50,8 +50,13 @@ def ground(rng: np.random.Generator) -> Array:
     frayed = fbm(rng, h, w, 24, 4)
     drive = [(-1.45, 16.4), (2.1, 16.4), (2.1, 13.9), (5.0, 13.7), (6.0, 8.3), (5.8, 4), (-0.6, 4), (-1.5, 10)]
     walk = [wall(s, 0, o)[:2] for s, o in ((-3, 0.75), (9.6, 0.75), (9.6, 1.85), (-3, 1.85))]
-    for cover, area, edge in ((slab, walk, frayed), (tar, drive, frayed), (slab, band(-16, 16, 16.4, 18.2), None),
-                              (tar, band(-16, 16, 18.3, 25.4), None), (slab, BAY, None)):
+    for cover, area, edge in (
+        (slab, walk, frayed),
+        (tar, drive, frayed),
+        (slab, band(-16, 16, 16.4, 18.2), None),
+        (tar, band(-16, 16, 18.3, 25.4), None),
+        (slab, BAY, None),
+    ):
         stamp(lawn, cover, area, edge)
     wear(lawn, rng)
     return lawn
@@ -90,8 +95,9 @@ def facade(rng: np.random.Generator) -> Array:
 
     def rect(s0: float, z0: float, s1: float, z1: float, colour: Colour) -> None:
         """Fills a rectangle given in metres along and up the wall."""
-        cv2.rectangle(image, (round(s0 * m), h - round(z1 * m)), (round(s1 * m), h - round(z0 * m)),
-                      (*colour, 50.0), -1)
+        cv2.rectangle(
+            image, (round(s0 * m), h - round(z1 * m)), (round(s1 * m), h - round(z0 * m)), (*colour, 50.0), -1
+        )
 
     rect(3.86, 0.0, 5.1, 2.32, (176, 184, 186))
     rect(3.98, 0.05, 4.98, 2.2, (44, 62, 96))
@@ -108,8 +114,7 @@ def facade(rng: np.random.Generator) -> Array:
     return image.clip(1, 250).astype(np.uint8)
 
 
-def foliage(canvas: Array, rng: np.random.Generator, points: Array, shade: Array, size: float,
-            colour: Colour) -> None:
+def foliage(canvas: Array, rng: np.random.Generator, points: Array, shade: Array, size: float, colour: Colour) -> None:
     """Draws leaf clusters at world points (N, 3), far ones first; shade (N,) is brightness."""
     pixels, depth = project(points)
     radius = np.maximum(1, size * FOCAL * SCALE / depth * rng.uniform(0.5, 1.2, len(depth)))
@@ -121,8 +126,9 @@ def foliage(canvas: Array, rng: np.random.Generator, points: Array, shade: Array
         cv2.ellipse(canvas, (int(centre[0]), int(centre[1])), axes, float(warm[k] * 900 % 180), 0, 360, value, -1)
 
 
-def crown(canvas: Array, rng: np.random.Generator, centre: Colour, radii: Colour, count: int, size: float,
-          colour: Colour) -> None:
+def crown(
+    canvas: Array, rng: np.random.Generator, centre: Colour, radii: Colour, count: int, size: float, colour: Colour
+) -> None:
     """Draws a tree crown or bush: clusters filling an ellipsoid (m), lit from the sun's side."""
     unit = rng.normal(0, 1, (count, 3))
     unit *= (rng.uniform(0.55, 1.05, count) / np.linalg.norm(unit, axis=1))[:, None]
@@ -139,8 +145,9 @@ def far_layer(rng: np.random.Generator) -> Array:
     canvas[: h // 3, :, :3] = (canvas[: h // 3, :, :3] + clouds * (6, 12, 17)).clip(0, 246)
     for x, y, z, r in ((-17.0, 46.0, 5.0, 5.5), (-6, 44, 4, 5), (4, 47, 4.5, 5), (15, 44, 4.5, 6), (25, 46, 5, 6)):
         crown(canvas, rng, (x, y, z), (r * 1.2, r * 0.7, r * 0.75), 1500, 0.4, (74, 98, 88))
-    corners = np.array([[GROUND[0], GROUND[3], 0], [GROUND[1], GROUND[3], 0], [GROUND[1], GROUND[2], 0],
-                        [GROUND[0], GROUND[2], 0]])
+    corners = np.array(
+        [[GROUND[0], GROUND[3], 0], [GROUND[1], GROUND[3], 0], [GROUND[1], GROUND[2], 0], [GROUND[0], GROUND[2], 0]]
+    )
     paste(canvas, ground(rng), corners)
     for x, paint, roof in ((-5.0, (150, 164, 176), (70, 76, 104)), (8.5, (140, 146, 150), (88, 84, 82))):
         draw_parts(canvas, prism(np.array(band(x, x + 8.5, 31, 36)), 0, 3.0, paint))
@@ -163,8 +170,9 @@ def near_layer(rng: np.random.Generator) -> Array:
     for x0, x1 in ((GATE_RIGHT + 0.3, 14.0), (-13.0, GATE_LEFT - 0.3)):
         draw_parts(canvas, prism(np.array(band(x0, x1, 15.8, 16.3)), 0, 1.2, (34, 58, 48)))
         count = int((x1 - x0) * 330)
-        spots = np.column_stack([rng.uniform(x0, x1, count), rng.uniform(15.55, 16.5, count),
-                                 1.5 * np.sqrt(rng.uniform(0, 1, count))])
+        spots = np.column_stack(
+            [rng.uniform(x0, x1, count), rng.uniform(15.55, 16.5, count), 1.5 * np.sqrt(rng.uniform(0, 1, count))]
+        )
         foliage(canvas, rng, spots, 0.45 + 0.4 * spots[:, 2] + rng.normal(0, 0.13, count), 0.1, (52, 98, 76))
     for x in (GATE_LEFT - 0.25, GATE_RIGHT + 0.25):
         draw_parts(canvas, prism(np.array(band(x - 0.24, x + 0.24, 15.8, 16.28)), 0, 1.72, (104, 118, 150)))
@@ -182,13 +190,20 @@ def house(canvas: Array, rng: np.random.Generator) -> None:
     tiles = material(rng, 300, 1000, (66, 70, 98), 0.5, 120, (0.05, 0.08, 0.06))
     rows = (np.arange(300) % 25 / 25.0) ** 3
     tiles[..., :3] = (tiles[..., :3] * (1 - 0.35 * rows)[:, None, None]).astype(np.uint8)
-    paste(canvas, tiles, np.array([wall(-1, 5.2, -3.2), wall(end - 0.4, 5.2, -3.2), wall(end + 0.5, 3.02, 0.5),
-                                   wall(-1, 3.02, 0.5)]))
+    paste(
+        canvas,
+        tiles,
+        np.array([wall(-1, 5.2, -3.2), wall(end - 0.4, 5.2, -3.2), wall(end + 0.5, 3.02, 0.5), wall(-1, 3.02, 0.5)]),
+    )
     draw_parts(canvas, [Part(np.array([wall(-1, 2.97, 0.5), wall(end + 0.5, 2.97, 0.5)]), 0.15, (170, 178, 182), 0.2)])
-    for s0, s1, out, z0, z1, paint in ((3.75, 5.25, 0.7, 0.0, 0.14, (128, 136, 142)),
-                                       (3.7, 5.2, 0.85, 2.42, 2.54, (92, 94, 104))):
-        draw_parts(canvas, prism(np.array([wall(s, 0, o)[:2] for s, o in ((s0, out), (s1, out), (s1, 0), (s0, 0))]),
-                                 z0, z1, paint))
+    for s0, s1, out, z0, z1, paint in (
+        (3.75, 5.25, 0.7, 0.0, 0.14, (128, 136, 142)),
+        (3.7, 5.2, 0.85, 2.42, 2.54, (92, 94, 104)),
+    ):
+        draw_parts(
+            canvas,
+            prism(np.array([wall(s, 0, o)[:2] for s, o in ((s0, out), (s1, out), (s1, 0), (s0, 0))]), z0, z1, paint),
+        )
     draw_parts(canvas, [Part(np.array([wall(end, 0.1, 0.05), wall(end, 2.9, 0.05)]), 0.09, (168, 176, 180), 0.2)])
 
 
@@ -198,9 +213,12 @@ def lamp(lit: bool) -> list[Part]:
     base = [wall(LAMP_S + s, 0, o)[:2] for s, o in ((-0.09, 0.26), (0.09, 0.26), (0.09, 0.08), (-0.09, 0.08))]
     cap = [wall(LAMP_S + s, 0, o)[:2] for s, o in ((-0.13, 0.3), (0.13, 0.3), (0.13, 0.04), (-0.13, 0.04))]
     arm = Part(np.array([wall(LAMP_S, LAMP_Z + 0.2, 0), wall(LAMP_S, LAMP_Z + 0.2, 0.17)]), 0.05, (40,) * 3, 0.2)
-    return [arm, *prism(np.array(base), LAMP_Z - 0.17, LAMP_Z + 0.15, glass),
-            *prism(np.array(cap), LAMP_Z + 0.15, LAMP_Z + 0.22, (36, 38, 40)),
-            *prism(np.array(cap), LAMP_Z - 0.22, LAMP_Z - 0.17, (36, 38, 40))]
+    return [
+        arm,
+        *prism(np.array(base), LAMP_Z - 0.17, LAMP_Z + 0.15, glass),
+        *prism(np.array(cap), LAMP_Z + 0.15, LAMP_Z + 0.22, (36, 38, 40)),
+        *prism(np.array(cap), LAMP_Z - 0.22, LAMP_Z - 0.17, (36, 38, 40)),
+    ]
 
 
 def daylight(t: float) -> tuple[Array, Array]:
@@ -230,8 +248,11 @@ def glow() -> tuple[Array, Array]:
     paste(canvas, (0.5 * np.exp(-np.hypot(x - foot[0], y - foot[1]) / 1.1)).astype(np.float32), corners)
     z, s = np.mgrid[WALL_HEIGHT : 0 : -1 / m, 0 : WALL_LENGTH : 1 / m][:2]
     away = np.hypot(s - LAMP_S, z - LAMP_Z)
-    paste(canvas, (1.7 * np.exp(-away / 0.75) + 1.2 * np.exp(-((away / 0.3) ** 2))).astype(np.float32),
-          np.array([wall(0, WALL_HEIGHT), wall(WALL_LENGTH, WALL_HEIGHT), wall(WALL_LENGTH, 0), wall(0, 0)]))
+    paste(
+        canvas,
+        (1.7 * np.exp(-away / 0.75) + 1.2 * np.exp(-((away / 0.3) ** 2))).astype(np.float32),
+        np.array([wall(0, WALL_HEIGHT), wall(WALL_LENGTH, WALL_HEIGHT), wall(WALL_LENGTH, 0), wall(0, 0)]),
+    )
     spill = cv2.GaussianBlur(cv2.resize(canvas, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), (0, 0), 1.2)
     px, py = project(wall(LAMP_S, LAMP_Z, 0.17)[None])[0][0]
     rows, cols = np.mgrid[:HEIGHT, :WIDTH]

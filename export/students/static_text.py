@@ -275,9 +275,7 @@ def _shares(spec: dict[str, Any], texts: Mapping[str, int]) -> dict[str, float]:
     """How often the unpruned tokenizer uses each piece, as a share of all; ``texts`` with their counts."""
     plain = json.dumps({**spec, "post_processor": None, "truncation": None, "padding": None})
     counts = dict.fromkeys(_by_id(spec), 0)
-    for encoding, count in zip(
-        Tokenizer.from_str(plain).encode_batch(list(texts)), texts.values(), strict=True
-    ):
+    for encoding, count in zip(Tokenizer.from_str(plain).encode_batch(list(texts)), texts.values(), strict=True):
         for piece in encoding.tokens:
             counts[piece] += count
     in_all = max(1, sum(counts.values()))
@@ -287,9 +285,7 @@ def _shares(spec: dict[str, Any], texts: Mapping[str, int]) -> dict[str, float]:
 def _pruned(spec: dict[str, Any], pieces: Sequence[str]) -> bytes:
     """The tokenizer file with another vocabulary; no template, cut to MAX_TOKENS, padded to the longest."""
     ids = {piece: row for row, piece in enumerate(pieces)}
-    special = [
-        {**token, "id": ids[token["content"]]} for token in spec["added_tokens"] if token["content"] in ids
-    ]
+    special = [{**token, "id": ids[token["content"]]} for token in spec["added_tokens"] if token["content"] in ids]
     model = {**spec["model"], "vocab": ids}
     changed = {"added_tokens": special, "post_processor": None, "model": model}
     tokenizer = Tokenizer.from_str(json.dumps({**spec, **changed, "padding": None, "truncation": None}))

@@ -66,9 +66,7 @@ def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
     """Convolution with its BatchNorm folded in; "same" padding stays in front of a strided one."""
     fused = fuse_conv_bn_eval(conv.eval(), norm.eval())
     padding = getattr(conv, "static_padding", nn.Identity())
-    plain = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, groups=conv.groups, bias=True
-    )
+    plain = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, groups=conv.groups, bias=True)
     plain.load_state_dict({"weight": fused.weight, "bias": fused.bias})
     if not isinstance(padding, nn.ZeroPad2d):
         return plain

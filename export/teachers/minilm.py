@@ -128,8 +128,7 @@ class MiniLM:
     def _layer(self, hidden: torch.Tensor, mask: torch.Tensor, name: str) -> torch.Tensor:
         """One post-norm transformer layer (Vaswani et al. 2017); hidden float32 [batch, tokens, dim]."""
         query, key, value = (
-            self._heads_of(self._linear(hidden, f"{name}.attention.self.{part}"))
-            for part in ("query", "key", "value")
+            self._heads_of(self._linear(hidden, f"{name}.attention.self.{part}")) for part in ("query", "key", "value")
         )
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         attended = attended.transpose(1, 2).flatten(2)

@@ -131,9 +131,7 @@ def run_demo(ravlm: Ravlm, advance: Callable[..., None]) -> Outcome:
     return Outcome(clip.frames, len(lessons), tallies, ravlm.budget_ms, _grid(pictures))
 
 
-def _meet(
-    ravlm: Ravlm, tally: Tally, frame: Frame, lessons: dict[tuple[int, str], str], last_lesson: int
-) -> None:
+def _meet(ravlm: Ravlm, tally: Tally, frame: Frame, lessons: dict[tuple[int, str], str], last_lesson: int) -> None:
     thing, region = tally.thing, tally.thing.box()
     if frame.index == 0:
         tally.before = ravlm.ask(frame, thing.question, region=region)

@@ -129,9 +129,7 @@ def as_address(uri: str | int | Path) -> str:
 
 
 _USERINFO = re.compile(r"(?P<user>://[^:/@\s]*):(?:[^/\s]*|(?![0-9]+/)\S*)@")
-_NAMED = re.compile(
-    r"(?P<key>\b[\w-]*(?:pass|passwd|password|pwd|pw|secret|token|key)=)[^&#\s]+", re.IGNORECASE
-)
+_NAMED = re.compile(r"(?P<key>\b[\w-]*(?:pass|passwd|password|pwd|pw|secret|token|key)=)[^&#\s]+", re.IGNORECASE)
 
 
 def masked(text: str) -> str:

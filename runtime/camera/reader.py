@@ -97,9 +97,7 @@ def open_camera(
         UsageError: a timeout that is not positive, or ``loop`` for a source that has no end.
     """
     if not timeout_s > 0:
-        raise UsageError(
-            "timeout_s", expected="more than 0 seconds", got=str(timeout_s), do="give for instance 5"
-        )
+        raise UsageError("timeout_s", expected="more than 0 seconds", got=str(timeout_s), do="give for instance 5")
     address, kind = as_address(uri), describe(uri)
     try:
         source = kind.make(address, timeout_s)

@@ -28,7 +28,7 @@ JPEG_CODECS = frozenset({b"MJPG", b"mjpg", b"JPEG", b"jpeg"})
 PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 
 
-class OpenFailed(Exception):  # noqa: N818 (it never reaches a user)
+class OpenFailed(Exception):
     """A source that cannot be opened.
 
     Args:
@@ -247,9 +247,7 @@ class WebcamSource(VideoSource):
         device = Path(f"/dev/video{self._number()}")
         if not device.exists():
             return f"no device {device}"
-        return (
-            "a device that is busy or no camera" if os.access(device, os.R_OK | os.W_OK) else "no permission"
-        )
+        return "a device that is busy or no camera" if os.access(device, os.R_OK | os.W_OK) else "no permission"
 
 
 class UrlSource(VideoSource):

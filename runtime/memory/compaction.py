@@ -74,9 +74,7 @@ def build(
             file
             for name, space in spaces.items()
             if counter.totals[name]
-            for file in _build_field(
-                store, folder / name, space, previous.get(name), counter=counter, threads=threads
-            )
+            for file in _build_field(store, folder / name, space, previous.get(name), counter=counter, threads=threads)
         ]
         return Built(folder, origin, store.newest_vector(), store.gone_since(0)[0], generations.seal(files))
 
@@ -95,9 +93,7 @@ def publish(built: Built, memory: Path, store: Store) -> bool:
 class Compactor:
     """Runs compactions of one open memory, one at a time, now or in the background."""
 
-    def __init__(
-        self, memory: Path, live: Live, store: Store | None, write_lock: threading.Lock, auto: bool
-    ) -> None:
+    def __init__(self, memory: Path, live: Live, store: Store | None, write_lock: threading.Lock, auto: bool) -> None:
         self._memory = memory
         self._live = live
         self._store = store
@@ -123,9 +119,7 @@ class Compactor:
         with self._starting:
             idle = self._thread is None or not self._thread.is_alive()
             if self._auto and self._store is not None and idle and self._due():
-                self._thread = threading.Thread(
-                    target=self._run_quietly, name="memory-compaction", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run_quietly, name="memory-compaction", daemon=True)
                 self._thread.start()
 
     def _due(self) -> bool:

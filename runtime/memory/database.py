@@ -76,9 +76,7 @@ def connect(folder: Path, mode: Mode) -> sqlite3.Connection:
     """A connection in autocommit mode; the caller closes it and guards it against concurrent use."""
     access = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
     uri = f"file:{quote(str((folder / FILE).absolute()))}?{access}"
-    connection = sqlite3.connect(
-        uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
@@ -127,9 +125,7 @@ def _check_folder(folder: Path, *, create: bool) -> None:
     if any(not path.name.startswith(_UNFINISHED) for path in folder.iterdir()):
         raise foreign(folder, f"a folder of other things, without {FILE}")
     if not create:
-        raise MemoryFault(
-            f"memory '{folder}'", expected="a memory", got="an empty folder", do="check the path"
-        )
+        raise MemoryFault(f"memory '{folder}'", expected="a memory", got="an empty folder", do="check the path")
 
 
 def _create(folder: Path) -> None:

@@ -183,9 +183,7 @@ def check_tag(name: str, value: Tag) -> None:
 def check_modality(modality: str) -> None:
     """Raise UsageError unless modality is one of MODALITIES."""
     if modality not in MODALITIES:
-        raise UsageError(
-            "modality", expected=" or ".join(MODALITIES), got=f"'{modality}'", do="choose one of these"
-        )
+        raise UsageError("modality", expected=" or ".join(MODALITIES), got=f"'{modality}'", do="choose one of these")
 
 
 def check_time(what: str, seconds: float) -> None:
@@ -217,9 +215,7 @@ def unit(field_name: str, vector: ArrayLike, space: Space) -> Vector:
         row = np.empty(0)
     peak = float(np.abs(row).max()) if row.shape == (space.dim,) else math.nan
     if not math.isfinite(peak) or peak == 0:
-        fault = (
-            "numbers that are all zero or not finite" if row.shape == (space.dim,) else f"shape {row.shape}"
-        )
+        fault = "numbers that are all zero or not finite" if row.shape == (space.dim,) else f"shape {row.shape}"
         raise UsageError(
             f"'{field_name}' vector",
             expected=f"{space.dim} finite numbers that are not all zero",

@@ -66,9 +66,7 @@ def damaged(folder: Path, got: str) -> MemoryDamaged:
 
 def foreign(folder: Path, got: str) -> MemoryFault:
     """The MemoryFault for a path that holds something else."""
-    return MemoryFault(
-        f"memory '{folder}'", expected="a memory folder or a new path", got=got, do="give another path"
-    )
+    return MemoryFault(f"memory '{folder}'", expected="a memory folder or a new path", got=got, do="give another path")
 
 
 def _translated(folder: Path, error: sqlite3.Error) -> StorageError | MemoryDamaged:

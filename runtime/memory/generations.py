@@ -30,7 +30,7 @@ _SETTLED_NS = 20_000_000
 _BUILDING, _GENERATION = "building-", "generation-"
 
 
-class GenerationDamaged(Exception):  # noqa: N818 - internal; callers fall back on the database
+class GenerationDamaged(Exception):
     """A generation file that is missing or not the one that was sealed; the message names it."""
 
 

@@ -91,9 +91,7 @@ class Base:
             None if graph is None else Graph(graph),
         )
 
-    def search(
-        self, query: Vector, k: int, dead: Ids, matches: Ids | None
-    ) -> tuple[Ids, NDArray[np.float32]]:
+    def search(self, query: Vector, k: int, dead: Ids, matches: Ids | None) -> tuple[Ids, NDArray[np.float32]]:
         """Candidates and their exact cosines, among them the k best.
 
         Args:

@@ -199,9 +199,7 @@ class Memory:
         spaces = self.spaces
         rows = [_rows_of(entry, spaces) for entry in entries]
         with self._writing() as store:
-            check_spaces(
-                self._folder, store.spaces(), spaces
-            )  # another process may have re-embedded just now
+            check_spaces(self._folder, store.spaces(), spaces)  # another process may have re-embedded just now
             ids = store.insert(entries)
             for name in spaces:
                 chosen = [i for i, row in enumerate(rows) if name in row]

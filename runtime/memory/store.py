@@ -207,9 +207,7 @@ class Store:
 
     def set_flavor(self, ids: Sequence[int], flavor: str) -> None:
         """Note which flavour embedded these entries."""
-        self._db.execute(
-            f"UPDATE entries SET flavor = ? WHERE id {_SOME_IDS}", (flavor, json_list(list(ids)))
-        )
+        self._db.execute(f"UPDATE entries SET flavor = ? WHERE id {_SOME_IDS}", (flavor, json_list(list(ids))))
 
     def delete(self, ids: Sequence[int]) -> int:
         """Remove entries and everything of theirs; returns how many there were."""

@@ -191,9 +191,7 @@ class TestStudent:
 
     def test_reports_both_stages(self, teacher: MiniLM) -> None:
         seen: dict[str, tuple[int, int]] = {}
-        distil(
-            teacher, CORPUS, dim=DIM, progress=lambda stage, done, total: seen.update({stage: (done, total)})
-        )
+        distil(teacher, CORPUS, dim=DIM, progress=lambda stage, done, total: seen.update({stage: (done, total)}))
         assert seen["teacher"] == (len(CORPUS), len(CORPUS))
         assert seen["table"][0] == seen["table"][1]
 

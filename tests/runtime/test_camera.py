@@ -254,9 +254,7 @@ def test_single_image(folder: Path) -> None:
         assert [int(f.pixels[0, 0, 0]) for f in camera.frames()] == [shade(2)]
 
 
-def test_a_broken_frame_in_a_file_is_skipped_and_counted(
-    clip: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_frame_in_a_file_is_skipped_and_counted(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
     break_packet(clip, 10)
     with open_camera(clip) as camera:
         indices = [f.index for f in camera.frames()]

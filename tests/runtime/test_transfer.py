@@ -90,9 +90,7 @@ def test_missing_sources_and_empty_folders_are_named(tmp_path: Path) -> None:
             read_rows(source)
 
 
-def test_unreadable_pictures_are_skipped_and_named_while_the_rest_is_imported(
-    ravlm: Ravlm, tmp_path: Path
-) -> None:
+def test_unreadable_pictures_are_skipped_and_named_while_the_rest_is_imported(ravlm: Ravlm, tmp_path: Path) -> None:
     picture(tmp_path / "good.png", (90, 90, 10))
     (tmp_path / "bad.png").write_bytes(b"no picture")
     (tmp_path / "l.csv").write_text("text,image\ngood,good.png\nbad,bad.png\ngone,gone.png\n")

@@ -107,9 +107,7 @@ def answers() -> Callable[..., None]:
 
     def check(hits: list[Any], expected: list[tuple[int, float]]) -> None:
         assert [hit.id for hit in hits] == [id_ for id_, _ in expected]
-        np.testing.assert_allclose(
-            [hit.score for hit in hits], [min(1.0, score) for _, score in expected], atol=1e-6
-        )
+        np.testing.assert_allclose([hit.score for hit in hits], [min(1.0, score) for _, score in expected], atol=1e-6)
 
     return check
 

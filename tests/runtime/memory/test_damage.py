@@ -81,9 +81,7 @@ _DAMAGE: dict[str, Callable[[Path], Any]] = {
     ("file", "damage"),
     [("image.usearch", damage) for damage in _DAMAGE]
     + [
-        (file, how)
-        for file in ("image.ids", "image.f16")
-        for how in ("middle byte", "truncated", "deleted", "swapped")
+        (file, how) for file in ("image.ids", "image.f16") for how in ("middle byte", "truncated", "deleted", "swapped")
     ],
 )
 def test_damaged_generations_are_never_served(
@@ -128,9 +126,7 @@ def test_files_are_hashed_once_and_again_after_any_change(
 ) -> None:
     hashed: list[int] = []
     sha256 = generations._sha256
-    monkeypatch.setattr(
-        generations, "_sha256", lambda content: hashed.append(len(content)) or sha256(content)
-    )
+    monkeypatch.setattr(generations, "_sha256", lambda content: hashed.append(len(content)) or sha256(content))
 
     def files_hashed(path: Path) -> int:
         hashed.clear()
@@ -154,9 +150,7 @@ def test_verify_names_what_rotted_behind_the_file_systems_back(
     with rotten.open("rb") as file, closing(sqlite3.connect(made / "memory.db")) as db, db:
         monkey = pytest.MonkeyPatch()
         monkey.setattr(generations, "_SETTLED_NS", 0)
-        db.execute(
-            "UPDATE files SET stamp = ? WHERE name = 'image.f16'", (generations._stamp(file.fileno()),)
-        )
+        db.execute("UPDATE files SET stamp = ? WHERE name = 'image.f16'", (generations._stamp(file.fileno()),))
         monkey.undo()
     with Memory.open(made, spaces, auto_compact=False) as memory:
         (problem,) = memory.verify()
@@ -237,10 +231,7 @@ def test_no_flipped_byte_in_the_database_crashes_or_changes_an_entry(
                     assert truth[entry.id] == entry
                 for hit in memory.search("image", vectors[3], 5):
                     assert hit.score == pytest.approx(
-                        vectors[3]
-                        @ vectors[hit.id]
-                        / np.linalg.norm(vectors[3])
-                        / np.linalg.norm(vectors[hit.id]),
+                        vectors[3] @ vectors[hit.id] / np.linalg.norm(vectors[3]) / np.linalg.norm(vectors[hit.id]),
                         abs=1e-3,
                     )
         except EdgeRavlmError:

@@ -58,9 +58,7 @@ def test_equal_filters_are_one_cache_key() -> None:
 
 def test_only_a_filter_with_conditions_filters() -> None:
     assert not Where()
-    assert all(
-        [Where(tags={"a": None}), Where(after=0), Where(ids=frozenset()), Where(modalities=frozenset())]
-    )
+    assert all([Where(tags={"a": None}), Where(after=0), Where(ids=frozenset()), Where(modalities=frozenset())])
 
 
 def test_a_filter_does_not_follow_the_dict_it_was_made_from() -> None:

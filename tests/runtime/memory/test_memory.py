@@ -17,9 +17,7 @@ Make = Callable[..., list[NewEntry]]
 RowsMaker = Callable[..., NDArray[np.float32]]
 
 
-def test_entries_come_back_as_they_were_given(
-    folder: Path, spaces: dict[str, Space], rows: RowsMaker
-) -> None:
+def test_entries_come_back_as_they_were_given(folder: Path, spaces: dict[str, Space], rows: RowsMaker) -> None:
     tags = {
         "kamera": "Einfahrt 🚗",
         "n": 7,
@@ -62,9 +60,7 @@ def test_what_was_added_is_found_at_once(memory: Memory, entries: Make, nearest:
     given = entries(50)
     ids = memory.add(given)
     vectors = {i: e.vectors["image"] for i, e in zip(ids, given, strict=True)}
-    answers(
-        memory.search("image", given[7].vectors["image"], 5), nearest(vectors, given[7].vectors["image"], 5)
-    )
+    answers(memory.search("image", given[7].vectors["image"], 5), nearest(vectors, given[7].vectors["image"], 5))
     assert memory.search("image", given[7].vectors["image"], 1)[0].id == ids[7]
 
 
@@ -106,9 +102,7 @@ def test_removed_entries_are_gone_at_once(memory: Memory, entries: Make, compact
         memory.compact()
     assert memory.remove([ids[3], ids[4], ids[4], 999]) == 2
     assert len(memory) == 18
-    assert {ids[3], ids[4]}.isdisjoint(
-        hit.id for hit in memory.search("image", given[3].vectors["image"], 20)
-    )
+    assert {ids[3], ids[4]}.isdisjoint(hit.id for hit in memory.search("image", given[3].vectors["image"], 20))
     with pytest.raises(MemoryFault, match=f"entry {ids[3]}"):
         memory.get([ids[0], ids[3]])
     with pytest.raises(MemoryFault, match=f"entry {ids[4]}"):
@@ -276,9 +270,7 @@ def test_a_growing_tail_is_folded_in_the_background(
         memory.add(entries(60))
     with Memory.open(folder, spaces) as memory:
         assert (memory.stats().tail, memory.stats().generation) == (0, 1)
-        for _ in range(
-            40
-        ):  # a window that rolls over the tail never makes it larger, but does make it longer
+        for _ in range(40):  # a window that rolls over the tail never makes it larger, but does make it longer
             memory.remove(memory.add(entries(5)))
     with Memory.open(folder, spaces) as memory:
         assert memory.stats().generation > 1

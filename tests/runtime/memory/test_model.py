@@ -106,9 +106,7 @@ class Machine(RuleBasedStateMachine):
         query = self._row(_SPACES[field].dim)
         unit = query / np.linalg.norm(query)
         matching = {i: e for i, e in self.truth.items() if _matches(i, e, where or Where())}
-        scores = {
-            i: float(_stored(e.vectors[field]) @ unit) for i, e in matching.items() if field in e.vectors
-        }
+        scores = {i: float(_stored(e.vectors[field]) @ unit) for i, e in matching.items() if field in e.vectors}
         best = sorted(scores, key=lambda i: (-scores[i], i))[:k]
         for memory in (self.memory, self.other):
             hits = memory.search(field, query, k, where)
@@ -161,9 +159,7 @@ def _stored(vector: NDArray[Any]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("scan_rows", [32, 8192])
-def test_any_sequence_of_operations_answers_like_the_model(
-    monkeypatch: pytest.MonkeyPatch, scan_rows: int
-) -> None:
+def test_any_sequence_of_operations_answers_like_the_model(monkeypatch: pytest.MonkeyPatch, scan_rows: int) -> None:
     monkeypatch.setattr(index, "SCAN_ROWS", scan_rows)
     monkeypatch.setattr(index, "ROWS_PER_NODE", 0.25)
     run_state_machine_as_test(
