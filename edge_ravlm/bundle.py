@@ -244,11 +244,8 @@ def _check_layout(where: str, manifest: Manifest, sizes: Mapping[str, int]) -> N
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts or "\\" in path or path == MANIFEST_NAME:
             raise BundleAltered(where, expected="paths inside the bundle", got=f"'{path}'", do=_COPY_AGAIN)
-    for model in (m for f in manifest.flavors.values() for m in (f.image.file, f.text.file)):
-        if model not in listed or manifest.tokenizer not in listed:
-            raise BundleAltered(
-                where, expected=f"{model} and the tokenizer listed", got="no such entry", do=_COPY_AGAIN
-            )
+    for path in sorted(manifest.required_files() - listed.keys()):
+        raise BundleAltered(where, expected=f"{path} listed", got="no such entry", do=_COPY_AGAIN)
     for path in sorted(listed.keys() | (sizes.keys() - {MANIFEST_NAME})):
         if listed.get(path) != sizes.get(path):
             expected = f"{path} of {listed[path]} bytes" if path in listed else f"no file {path}"

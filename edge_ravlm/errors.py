@@ -20,6 +20,8 @@ Every message is one sentence: what, what was expected, what was got, what to do
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -92,3 +94,23 @@ class CameraError(EdgeRavlmError):
 
 class DataError(EdgeRavlmError):
     """Input data that cannot be used: a label file, an import list, a package."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around imports of optional packages: one that is missing becomes a sentence with what to install.
+
+    Raises:
+        MissingExtra: a package outside of edge_ravlm is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "edge_ravlm":
+            raise
+        raise MissingExtra(
+            f"package {error.name}",
+            expected="it to be installed",
+            got="no such module",
+            do=f'run pip install "edge-ravlm[{extra}]"',
+        ) from None

@@ -48,19 +48,55 @@ class Model(_Strict, frozen=True):
 
     Attributes:
         file: path in the bundle.
+        backend: what runs it; where that is missing, ONNX Runtime on the CPU does.
         graph_optimization: ONNX Runtime's level; parity was measured with this one, so no other may be used.
     """
 
     file: str
+    backend: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
     graph_optimization: Literal["disable", "basic", "extended", "all"] = "all"
 
 
 class Flavor(_Strict, frozen=True):
     """The models of one quantization flavour; both write into the bundle's spaces."""
 
-    backend: Literal["onnxruntime"]
     image: Model
     text: Model
+
+
+class TensorInfo(_Strict, frozen=True):
+    """One input or output of an engine, as the built engine itself describes it; -1 is a dynamic side."""
+
+    name: str
+    mode: Literal["input", "output"]
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Engine(_Strict, frozen=True):
+    """A built TensorRT engine: a disposable cache that runs only where its whole key matches.
+
+    Attributes:
+        file: path in the bundle (or in the folder that `engine build -o` wrote).
+        model: path of the ONNX file that it was built from.
+        model_sha256: that file's hash; another file means another engine.
+        flavor: which library runs it.
+        library_version: of that library, exactly.
+        compute_capabilities: of the GPUs it was built for, such as "8.9".
+        platform: operating system and processor, such as "linux-x86_64".
+        seconds: what building took.
+        io: its inputs and outputs.
+    """
+
+    file: str
+    model: str
+    model_sha256: Sha256
+    flavor: Literal["tensorrt", "tensorrt_rtx"]
+    library_version: str
+    compute_capabilities: tuple[str, ...]
+    platform: str
+    seconds: float
+    io: tuple[TensorInfo, ...]
 
 
 class Answering(_Strict, frozen=True):
@@ -83,14 +119,36 @@ class Answering(_Strict, frozen=True):
 
 
 class Parity(_Strict, frozen=True):
-    """What the gate measured on the very sessions that ship; fractions of 1. The full report is a file."""
+    """What the gate measured on held-out pictures; fractions of 1. The full report is ``report``.
+
+    Attributes:
+        images: how many pictures were judged.
+        session: what ran the quantized model: the session that ships, or its stand-in where that needs a GPU.
+        cosine_mean, cosine_p1: of the embeddings to the full-precision ones; mean and 1st percentile.
+        recall1_loss, recall10_loss: full-precision recall minus quantized recall, one memory per object.
+        cross_recall1_loss: the same with queries of this flavour against memories of ``cpu-u8``.
+        answer_agreement: share of pictures that get the same answer as in full precision.
+        speedup_vs_fp32: full-precision time over quantized time in one run, one thread; None where it cannot run.
+        text_cosine_mean: of the quantized text embeddings to the full-precision ones.
+        student_recall_retention: the shipped student's recall@1 over its teacher's; None without a teacher.
+        student_speedup: the teacher's time over the shipped student's, one thread.
+        below_gate: whether it was let through by ``--allow-below-gate``.
+        report: path of the full report in the bundle.
+    """
 
     images: Positive
+    session: str
     cosine_mean: float
     cosine_p1: float
     recall1_loss: float
-    speedup_vs_fp32: float
+    recall10_loss: float
+    cross_recall1_loss: float
+    answer_agreement: float
+    speedup_vs_fp32: float | None
     text_cosine_mean: float
+    student_recall_retention: float | None
+    student_speedup: float | None
+    report: str
     below_gate: bool = False
 
 
@@ -103,10 +161,19 @@ class Source(_Strict, frozen=True):
 
 
 class Manifest(_Strict, frozen=True):
-    """Everything about a bundle but its bytes."""
+    """Everything about a bundle but its bytes.
+
+    Attributes:
+        target: the profile in ``targets.toml`` that it was exported for.
+        recipe: path of the recipe that made it.
+        golden: path of golden frames and their embeddings in full precision, which a device replays before it
+            answers anything: ``.npz`` with ``pixels`` uint8 [n, h, w, 3] and ``embeddings`` float32 [n, dim].
+        calibration_sha256: over the calibration pictures.
+    """
 
     schema_version: int
     name: str
+    target: str
     recipe: str
     files: tuple[FileRecord, ...]
     preprocess: Preprocess
@@ -116,8 +183,16 @@ class Manifest(_Strict, frozen=True):
     flavors: dict[str, Flavor]
     answering: Answering
     parity: dict[str, Parity]
+    golden: str
     calibration_sha256: Sha256
     sources: tuple[Source, ...]
+    engines: tuple[Engine, ...] = ()
+
+    def required_files(self) -> set[str]:
+        """The files that the manifest itself refers to; each has to be listed."""
+        models = {model.file for flavor in self.flavors.values() for model in (flavor.image, flavor.text)}
+        reports = {parity.report for parity in self.parity.values()}
+        return models | reports | {engine.file for engine in self.engines} | {self.tokenizer, self.recipe, self.golden}
 
     def flavor(self, name: str) -> Flavor:
         """The flavour by name; raises BundleError with the ones there are."""

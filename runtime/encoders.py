@@ -34,7 +34,7 @@ class ImageEncoder:
         models = bundle.manifest.flavor(flavor)
         self.preprocess = bundle.manifest.preprocess
         self.space = bundle.manifest.image_space
-        self._session = open_session(models.backend, bundle.read(models.image.file), models.image, threads)
+        self._session = open_session(bundle.read(models.image.file), models.image, threads)
 
     def embed(self, pixels: Pixels) -> Vector:
         """Preprocessed uint8 [1, height, width, 3] -> float32 [dim], unit length."""
@@ -64,7 +64,7 @@ class TextEncoder:
         self.space = bundle.manifest.text_space
         self._tokenizer = _tokenizer(bundle)
         # One short sentence is a table look-up: a second thread costs more than it brings.
-        self._session = open_session(models.backend, bundle.read(models.text.file), models.text, threads=1)
+        self._session = open_session(bundle.read(models.text.file), models.text, threads=1)
         self.embed_question = lru_cache(maxsize=1024)(self._embed_question)
 
     def embed(self, texts: Sequence[str]) -> Vector:

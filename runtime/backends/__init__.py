@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -12,6 +13,10 @@ from edge_ravlm.manifest import Model
 
 BACKENDS = {"onnxruntime": "edge_ravlm.runtime.backends.onnxruntime:OnnxRuntimeSession"}
 """Backend name in the manifest -> the class, imported on first use."""
+
+FALLBACK = "onnxruntime"
+
+_log = logging.getLogger(__name__)
 
 
 class Session(Protocol):
@@ -34,7 +39,10 @@ class Session(Protocol):
         """Release the model; harmless when closed already. ``run`` must not be called again."""
 
 
-def open_session(backend: str, model: bytes, spec: Model, threads: int = 0) -> Session:
-    """A session of the named backend."""
-    module, _, name = BACKENDS[backend].partition(":")
-    return cast(type[Session], getattr(import_module(module), name)).open(model, spec, threads)
+def open_session(model: bytes, spec: Model, threads: int = 0) -> Session:
+    """A session of the model's backend, or of ONNX Runtime on the CPU where that backend is not to be had."""
+    name = spec.backend if spec.backend in BACKENDS else FALLBACK
+    if name != spec.backend:
+        _log.warning("model '%s': no %s backend here, running it in %s on the CPU", spec.file, spec.backend, name)
+    module, _, kind = BACKENDS[name].partition(":")
+    return cast(type[Session], getattr(import_module(module), kind)).open(model, spec, threads)
