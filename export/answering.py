@@ -1,0 +1,231 @@
+"""The constants of the answering rules, fitted on the training half and reported on the held-out half.
+
+Every constant is one threshold or one temperature; nothing here is learnt per user. What is fitted: which cosine is too
+low to mean the same view, how sharply a vote turns into a probability (temperature scaling, Guo et al. 2017,
+arXiv:1706.04599), below which probability to abstain, and the two cosines that decide what a memory talks about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ravlm.export.data.corpus import Topic
+from edge_ravlm.export.judging import Task
+from edge_ravlm.frames import Pixels
+from edge_ravlm.manifest import Answering
+from edge_ravlm.runtime.voting import Ballot, vote
+
+Vectors = NDArray[np.float32]
+EmbedImage = Callable[[Sequence[Pixels]], Vectors]
+EmbedText = Callable[[Sequence[str]], Vectors]
+
+LOST = 0.01
+"""Share of good pictures or texts that a floor may reject: the floors are set at this quantile."""
+
+RISK = 0.01
+"""Share of wrong answers that is allowed among those given, as far as abstaining can bring it down."""
+
+UNRELATED_KEPT = 0.25
+"""Share of unrelated questions that may still find a memory. People word questions more freely than the texts that this is
+fitted on, and a question met with silence costs them more than an answer whose evidence shows what it rests on."""
+
+MOST_ABSTAINED = 0.03
+"""Share of answerable pictures that may be sacrificed for it."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A task's vectors.
+
+    Attributes:
+        ballot: the taught pictures; their labels are the states.
+        asked: float32 [n, d].
+        truth: int64 [n].
+        foreign: float32 [m, d].
+    """
+
+    ballot: Ballot
+    asked: Vectors
+    truth: NDArray[np.int64]
+    foreign: Vectors
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """How the fitted rules do on tasks they were not fitted on; fractions of 1.
+
+    Attributes:
+        accuracy: of the pictures asked about, abstentions counted as wrong.
+        abstained: share of answerable pictures without an answer.
+        wrong: share of answerable pictures with a wrong answer.
+        foreign_abstained: share of pictures of other views that were recognised as such.
+        calibration_error: expected calibration error over ten bins of confidence.
+        questions_answered: share of questions that find the memory that talks about their thing.
+        unrelated_silenced: share of questions about other things that find none.
+        siblings_joined: share of pairs of states of one thing that are taken for one topic.
+        strangers_joined: share of pairs of different things that are.
+    """
+
+    accuracy: float
+    abstained: float
+    wrong: float
+    foreign_abstained: float
+    calibration_error: float
+    questions_answered: float
+    unrelated_silenced: float
+    siblings_joined: float
+    strangers_joined: float
+
+
+def see(tasks: Sequence[Task], embed: EmbedImage) -> list[Seen]:
+    """Embed the tasks' pictures."""
+    return [_see(task, embed) for task in tasks]
+
+
+def fit(tasks: Sequence[Seen], texts: TextPairs) -> Answering:
+    """Fit the constants on tasks and texts that nothing is judged on."""
+    start = Answering(image_floor=-1.0, text_floor=0.0, sibling_floor=0.0, sharpness=1.0, abstain_below=0.0)
+    nearest = np.concatenate([_votes(task.asked, task, start)[2] for task in tasks])
+    strange = np.concatenate([_votes(task.foreign, task, start)[2] for task in tasks])
+    image_floor = _between(nearest, strange)
+    sharpness = min(np.geomspace(2, 60, 40), key=lambda value: _surprise(tasks, float(value)))
+    rules = msgspec.structs.replace(
+        start,
+        image_floor=image_floor,
+        sharpness=round(float(sharpness), 2),
+        text_floor=_between(texts.related, texts.unrelated, UNRELATED_KEPT),
+        sibling_floor=_best_split(texts.siblings, texts.strangers),
+    )
+    return msgspec.structs.replace(rules, abstain_below=_abstain_below(tasks, rules))
+
+
+def judge(tasks: Sequence[Seen], texts: TextPairs, rules: Answering) -> Quality:
+    """Apply the rules as the runtime does and count."""
+    rights, sures, nears = (np.concatenate(parts) for parts in zip(*(_graded(t, rules) for t in tasks), strict=True))
+    strange = np.concatenate([_votes(task.foreign, task, rules)[2] for task in tasks])
+    given = (sures >= rules.abstain_below) & (nears >= rules.image_floor)
+    return Quality(
+        accuracy=_share(rights & given),
+        abstained=_share(~given),
+        wrong=_share(~rights & given),
+        foreign_abstained=_share(strange < rules.image_floor),
+        calibration_error=calibration_error(sures, rights),
+        questions_answered=_share(texts.related >= rules.text_floor),
+        unrelated_silenced=_share(texts.unrelated < rules.text_floor),
+        siblings_joined=_share(texts.siblings >= rules.sibling_floor),
+        strangers_joined=_share(texts.strangers >= rules.sibling_floor),
+    )
+
+
+@dataclass(frozen=True)
+class TextPairs:
+    """Cosines between texts, float64 [n] each.
+
+    Attributes:
+        related: questions to the nearest memory on their own thing.
+        unrelated: questions to the nearest of a dozen memories on other things.
+        siblings: memories on different states of one thing.
+        strangers: memories on different things.
+    """
+
+    related: NDArray[np.float64]
+    unrelated: NDArray[np.float64]
+    siblings: NDArray[np.float64]
+    strangers: NDArray[np.float64]
+
+
+def text_pairs(topics: Sequence[Topic], embed: EmbedText, seed: int = 0) -> TextPairs:
+    """Measure how near questions and memories lie, with a small memory of other things around each."""
+    rng = np.random.default_rng(seed)
+    said = [embed([state[0] for state in topic.states]) for topic in topics]
+    related, unrelated, siblings, strangers = [], [], [], []
+    for index, topic in enumerate(topics):
+        questions = embed(topic.questions)
+        others = rng.choice([i for i in range(len(topics)) if i != index], min(6, len(topics) - 1), replace=False)
+        around = np.concatenate([said[int(i)] for i in others])
+        related.append((questions @ said[index].T).max(1))
+        unrelated.append((questions @ around.T).max(1))
+        siblings.append(_upper(said[index] @ said[index].T))
+        strangers.append((said[index] @ around.T).ravel())
+    return TextPairs(*(np.concatenate(part).astype(np.float64) for part in (related, unrelated, siblings, strangers)))
+
+
+def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10) -> float:
+    """Expected calibration error: mean over bins of |accuracy - mean confidence|, weighted by their size."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        (place == b).sum() * abs(right[place == b].mean() - confidence[place == b].mean()) for b in np.unique(place)
+    ]
+    return float(sum(gaps) / len(confidence))
+
+
+def answers(task: Seen, rules: Answering) -> NDArray[np.int64]:
+    """What the runtime would say to each picture asked about: a state, or -1 for "I don't know"."""
+    labels, sures, nears = _votes(task.asked, task, rules)
+    return np.where((sures >= rules.abstain_below) & (nears >= rules.image_floor), labels, -1)
+
+
+def _see(task: Task, embed: EmbedImage) -> Seen:
+    taught = embed([picture for picture, _ in task.taught])
+    states = [f"{state:03d}" for _, state in task.taught]  # ballots number their answers in sorted order
+    truth = np.array([state for _, state in task.asked], np.int64)
+    asked = embed([picture for picture, _ in task.asked])
+    return Seen(Ballot.of(range(len(states)), states, taught), asked, truth, embed(task.foreign))
+
+
+def _votes(
+    queries: Vectors, task: Seen, rules: Answering
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Per query the winning state, its probability, and the cosine to the nearest taught picture."""
+    votes = [vote(query, task.ballot, rules) for query in queries]
+    labels = np.array([task.ballot.labels[v.winner] for v in votes], np.int64)
+    return labels, np.array([v.confidence for v in votes]), np.array([v.nearest for v in votes])
+
+
+def _graded(task: Seen, rules: Answering) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    labels, sures, nears = _votes(task.asked, task, rules)
+    return labels == task.truth, sures, nears
+
+
+def _surprise(tasks: Sequence[Seen], sharpness: float) -> float:
+    """Negative log-likelihood of right-or-wrong under the winners' probabilities."""
+    rules = Answering(image_floor=-1.0, text_floor=0, sibling_floor=0, sharpness=sharpness, abstain_below=0)
+    graded = [_graded(task, rules) for task in tasks]
+    right = np.concatenate([part[0] for part in graded])
+    sure = np.concatenate([part[1] for part in graded]).clip(1e-6, 1 - 1e-6)
+    return float(-np.where(right, np.log(sure), np.log(1 - sure)).mean())
+
+
+def _abstain_below(tasks: Sequence[Seen], rules: Answering) -> float:
+    """The lowest confidence at which at most RISK of the answers given are wrong, or MOST_ABSTAINED is reached."""
+    right, sure, _ = (np.concatenate(parts) for parts in zip(*(_graded(t, rules) for t in tasks), strict=True))
+    most = float(np.quantile(sure, MOST_ABSTAINED))
+    for threshold in np.sort(sure[sure <= most]):
+        given = sure >= threshold
+        if _share(~right[given]) <= RISK:
+            return round(float(threshold), 3)
+    return round(most, 3)
+
+
+def _between(good: NDArray[np.float64], bad: NDArray[np.float64], kept: float = LOST) -> float:
+    """A floor that keeps all but LOST of the good; lower where that already rejects all but ``kept`` of the bad."""
+    keep, reject = float(np.quantile(good, LOST)), float(np.quantile(bad, 1 - kept))
+    return round(min(keep, (keep + reject) / 2), 4) if kept == LOST else round(min(keep, reject), 4)
+
+
+def _best_split(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:
+    """The threshold with the highest balanced accuracy."""
+    candidates = np.unique(np.concatenate([high, low]))
+    return round(float(max(candidates, key=lambda c: (high >= c).mean() + (low < c).mean())), 4)
+
+
+def _upper(square: NDArray[np.float32]) -> NDArray[np.float32]:
+    return square[np.triu_indices(len(square), 1)]
+
+
+def _share(true: NDArray[np.bool_]) -> float:
+    return float(true.mean()) if true.size else 0.0
