@@ -34,6 +34,7 @@ check: $(VENV)/.dev  ## lint, types, contracts, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	PYTHONPATH= $(BIN)/lint-imports
 	$(BIN)/python -m pytest
 

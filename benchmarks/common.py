@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_ravlm.bundle import Bundle
-
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
-"""Instruction sets that decide how fast INT8 and FP32 run."""
-
-LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "tokenizers", "torch", "usearch")
+from edge_ravlm.machine import libraries, machine
 
 
 def setting(bundle: Bundle, flavor: str, threads: int) -> dict[str, Any]:
@@ -32,23 +27,25 @@ def setting(bundle: Bundle, flavor: str, threads: int) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
-    }
+class Bystanders:
+    """How much of the processors other programs take while figures are taken: with company those mean little."""
+
+    def __init__(self) -> None:
+        self._clock, self._busy, self._own = _now()
+
+    def share(self) -> float:
+        """Since this was made, as a fraction of all processors' time; child processes that ended are not others."""
+        clock, busy, own = _now()
+        available = (clock - self._clock) * (os.cpu_count() or 1)
+        others = (busy - self._busy) - (own - self._own)
+        return round(min(1.0, max(0.0, others / available)), 3)
 
 
-def libraries() -> dict[str, str | None]:
-    """Versions of what does the work; None for what is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
+def _now() -> tuple[float, float, float]:
+    """Seconds on a clock, seconds that all processors were busy or lent away, and this process's part of them."""
+    user, nice, system, _, _, interrupts, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    busy = (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy, sum(os.times()[:4])
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -57,8 +54,31 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def figure_rows(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Name and value of every figure for a table; those inside another are named ``outer.inner``."""
+    rows: list[tuple[str, str]] = []
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            rows += figure_rows(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, _shown(value)))
+    return rows
+
+
+def setting_line(about: Mapping[str, Any]) -> str:
+    """What ``setting`` says, as one line below a table."""
+    where, quality = about["machine"], about["quality"]
+    versions = ", ".join(f"{name} {found}" for name, found in about["libraries"].items() if found)
+    agreement = "not measured" if quality is None else f"cosine to FP32 {quality['cosine_mean']:.4f}"
+    return (
+        f"{where['cpu']}, {where['cores']} cores ({' '.join(where['cpu_flags'])}), {about['threads']} threads, "
+        f"{about['precision']}; {versions}; bundle {about['bundle_sha256'][:12]}, {agreement}"
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,15 +27,17 @@ from typing import Any
 import cv2
 import msgspec
 import numpy as np
-from common import percentiles, setting
+from common import figure_rows, setting, setting_line
 
 import edge_ravlm
 from edge_ravlm.bundle import STARTER, Bundle
-from edge_ravlm.console import complain, progress, say_json, table
+from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import DataError, EdgeRavlmError
 from edge_ravlm.export.data.packages import VTEST, cached
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import Answer
+from edge_ravlm.runtime.apps.account import Account
+from edge_ravlm.runtime.apps.demo import check_sheet, write_sheet
 
 LABELS = Path(__file__).with_name("vtest_labels.json")
 QUESTION = "is anyone here?"
@@ -191,13 +192,7 @@ def score(asked: Sequence[Asked]) -> dict[str, Any]:
 
 def cost(asked: Sequence[Asked]) -> dict[str, Any]:
     """The figures of time, and which levels answered."""
-    latencies = [a.answer.latency for a in asked]
-    return {
-        "levels": dict(Counter(a.answer.level.value for a in asked)),
-        "latency_ms": percentiles([latency.total_ms for latency in latencies]),
-        "budget_ms": latencies[0].budget_ms,
-        "deadline_misses": sum(not latency.met for latency in latencies),
-    }
+    return Account(a.answer for a in asked).as_dict(asked[0].answer.latency.budget_ms)
 
 
 def _share(true: Sequence[bool]) -> float:
@@ -227,28 +222,32 @@ def main() -> int:
     """Run it and say what came out."""
     arguments = _parser().parse_args()
     try:
-        report, asked = _report(arguments.development)
+        if arguments.sheet:
+            check_sheet(arguments.sheet)
+        figures, about, asked = measure(development=arguments.development)
+        if arguments.sheet:
+            write_sheet(contact_sheet(asked), arguments.sheet)
     except EdgeRavlmError as error:
         complain(str(error))
         return error.exit_code
-    if arguments.sheet:
-        cv2.imwrite(str(arguments.sheet), contact_sheet(asked))
     if arguments.json:
-        say_json(report)
+        say_json({**figures, **about})
     else:
-        shown = list(report.items())[: -len(SETTING)]
-        table(f"{report['clip']}: {QUESTION}", ("figure", "value"), rows)
+        table(f"{figures['clip']}: {QUESTION}", ("figure", "value"), figure_rows(figures))
+        say(setting_line(about))
     return 0
 
 
-def _report(development: bool) -> tuple[dict[str, Any], list[Asked]]:
+def measure(*, development: bool) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]:
+    """The figures, the setting they were taken in, and every question asked."""
     labels = msgspec.json.decode(LABELS.read_bytes(), type=Labels)
     bundle = Bundle.open(STARTER)
     run, total = (run_development, TEACH_BEFORE) if development else (run_test, labels.frames - TEACH_BEFORE)
     with progress("frames", total) as advance:
         taught, asked = run(bundle, labels, advance)
-    report = {"clip": labels.clip, "frames_taught": taught, **score(asked), **cost(asked)}
-    return {**report, **setting(bundle, FLAVOR, THREADS)}, asked
+    frames = "development" if development else "test"
+    figures = {"clip": labels.clip, "frames": frames, "frames_taught": taught, **score(asked), **cost(asked)}
+    return figures, setting(bundle, FLAVOR, THREADS), asked
 
 
 def _parser() -> argparse.ArgumentParser:

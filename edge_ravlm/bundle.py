@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 import tempfile
 import zipfile
@@ -42,7 +43,7 @@ class Bundle:
         self.sha256 = manifest_sha256
         """Names this very bundle: the manifest lists every file's hash, so its own hash covers all of them."""
         self._files = files
-        self._records = {record.path: record for record in manifest.files}
+        self._hashes = {MANIFEST_NAME: manifest_sha256, **{record.path: record.sha256 for record in manifest.files}}
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -68,18 +69,18 @@ class Bundle:
         return cls(where, files, manifest, hashlib.sha256(data).hexdigest())
 
     def read(self, path: str) -> bytes:
-        """A listed file's bytes, hash checked.
+        """The bytes of a listed file, or of the manifest itself, hash checked.
 
         Raises:
             BundleAltered: the bytes are not the ones the manifest lists.
         """
-        record = self._records[path]
+        expected = self._hashes[path]
         data = self._files.read(path)
         found = hashlib.sha256(data).hexdigest()
-        if found != record.sha256:
+        if found != expected:
             raise BundleAltered(
                 self.where,
-                expected=f"{path} with SHA-256 {record.sha256[:12]}…",
+                expected=f"{path} with SHA-256 {expected[:12]}…",
                 got=f"{found[:12]}…",
                 do=_COPY_AGAIN,
             )
@@ -87,7 +88,7 @@ class Bundle:
 
     def verify(self) -> int:
         """Read and check every file; returns the bytes checked."""
-        return sum(len(self.read(path)) for path in self._records)
+        return sum(len(self.read(path)) for path in self._hashes)
 
 
 def write_bundle(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
@@ -133,9 +134,8 @@ def pack_bundle(bundle: Bundle, archive: Path) -> None:
     temporary = archive.with_name(f".{archive.name}.part")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as out:
-            _add(out, MANIFEST_NAME, encode_manifest(bundle.manifest))
-            for record in bundle.manifest.files:
-                _add(out, record.path, bundle.read(record.path))
+            for path in (MANIFEST_NAME, *(record.path for record in bundle.manifest.files)):
+                _add(out, path, bundle.read(path))
         temporary.replace(archive)
     except OSError as error:
         raise StorageError(
@@ -158,7 +158,7 @@ class _Files(Protocol):
     """Where a bundle's bytes lie."""
 
     def sizes(self) -> dict[str, int]:
-        """Bytes by relative path, for every file there is."""
+        """Bytes by relative path, for every file there is; -1 for a link, a pipe or whatever is no plain file."""
 
     def read(self, path: str) -> bytes:
         """One file's bytes."""
@@ -169,8 +169,12 @@ class _Folder:
         self._root = root
 
     def sizes(self) -> dict[str, int]:
-        found = (path for path in self._root.rglob("*") if path.is_symlink() or not path.is_dir())
-        return {path.relative_to(self._root).as_posix(): path.lstat().st_size for path in found}
+        found = ((path.relative_to(self._root).as_posix(), path.lstat()) for path in self._root.rglob("*"))
+        return {
+            path: status.st_size if stat.S_ISREG(status.st_mode) else -1
+            for path, status in found
+            if not stat.S_ISDIR(status.st_mode)
+        }
 
     def read(self, path: str) -> bytes:
         # A listed name that is a link would read a file outside the bundle; one that is a pipe would block.
@@ -185,13 +189,19 @@ class _Archive:
 
     def sizes(self) -> dict[str, int]:
         with zipfile.ZipFile(self._path) as archive:
-            return {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
+            found = [info for info in archive.infolist() if not info.is_dir()]
+        sizes = {info.filename: info.file_size for info in found}
+        if len(sizes) < len(found):  # readers disagree on which of the two counts
+            raise zipfile.BadZipFile("one with the same name twice")
+        return sizes
 
     def read(self, path: str) -> bytes:
         with zipfile.ZipFile(self._path) as archive:
-            if archive.getinfo(path).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            info = archive.getinfo(path)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile("another compression than deflate")
-            return archive.read(path)
+            with archive.open(info) as file:
+                return file.read(info.file_size)  # a bare read() would unpack a bomb whole before it cuts
 
 
 class _Checked:
@@ -241,15 +251,17 @@ def _check_layout(where: str, manifest: Manifest, sizes: Mapping[str, int]) -> N
     if len(listed) < len(manifest.files):
         raise BundleAltered(where, expected="each file listed once", got="one listed twice", do=_COPY_AGAIN)
     for path in listed:
-        parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or ".." in parts or "\\" in path or path == MANIFEST_NAME:
+        plain = PurePosixPath(path)
+        outside = plain.is_absolute() or ".." in plain.parts or "\\" in path
+        if outside or str(plain) != path or path in (".", MANIFEST_NAME):
             raise BundleAltered(where, expected="paths inside the bundle", got=f"'{path}'", do=_COPY_AGAIN)
     for path in sorted(manifest.required_files() - listed.keys()):
         raise BundleAltered(where, expected=f"{path} listed", got="no such entry", do=_COPY_AGAIN)
     for path in sorted(listed.keys() | (sizes.keys() - {MANIFEST_NAME})):
         if listed.get(path) != sizes.get(path):
             expected = f"{path} of {listed[path]} bytes" if path in listed else f"no file {path}"
-            got = f"{sizes[path]} bytes" if path in sizes else "no such file"
+            found = sizes.get(path)
+            got = "no such file" if found is None else "a link or special file" if found < 0 else f"{found} bytes"
             raise BundleAltered(where, expected=expected, got=got, do=_COPY_AGAIN)
 
 

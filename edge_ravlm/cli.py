@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import entry_points, version
+from io import TextIOWrapper
 from pathlib import Path
 
 import cyclopts
+import msgspec
 
 from edge_ravlm.bundle import Bundle, pack_bundle
 from edge_ravlm.console import complain, say, say_json, table
@@ -33,6 +35,8 @@ def build_app() -> cyclopts.App:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run and exit: 0 fine, 1 failed, 2 wrong usage."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a file name or a terminal that is not UTF-8 must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -65,15 +69,16 @@ def inspect(bundle: str, /, *, json: bool = False) -> None:
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     if json:
-        first = next(iter(manifest.parity.values()))
+        first = next(iter(manifest.parity.values()), None)
         say_json({"sha256": opened.sha256, "manifest": manifest, "parity": first})
         return
-    say(f"{manifest.name} (recipe {manifest.recipe}), SHA-256 {opened.sha256[:16]}…")
+    say(f"{manifest.name} for {manifest.target}, SHA-256 {opened.sha256[:16]}…")
     say(f"image space {manifest.image_space.id[:12]}… of {manifest.image_space.dim} dimensions")
     say(f"text space  {manifest.text_space.id[:12]}… of {manifest.text_space.dim} dimensions")
     table("Files", ("path", "bytes", "SHA-256"), [(f.path, f"{f.bytes:,}", f.sha256[:12]) for f in manifest.files])
     for flavor, parity in manifest.parity.items():
-        table(f"Parity of {flavor} with FP32", ("figure", "value"), _figures(parity))
+        figures = [(name, str(value)) for name, value in msgspec.structs.asdict(parity).items()]
+        table(f"Parity of {flavor} with FP32", ("figure", "value"), figures)
     table("Sources", ("name", "licence", "from"), [(s.name, s.licence, s.origin) for s in manifest.sources])
 
 
@@ -103,8 +108,3 @@ def pack(bundle: str, archive: Path, /) -> None:
     """
     pack_bundle(Bundle.open(bundle), archive)
     say(f"{archive}: {archive.stat().st_size:,} bytes")
-
-
-def _figures(parity: object) -> list[tuple[str, str]]:
-    names = getattr(parity, "__struct_fields__", ())
-    return [(name, f"{getattr(parity, name):.4g}") for name in names]

@@ -214,7 +214,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         if version != SCHEMA_VERSION:
             raise BundleError(where, expected=f"manifest schema {SCHEMA_VERSION}", got=f"schema {version}", do=do)
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(where, expected="a valid manifest.json", got=str(error), do=do) from None
 
 

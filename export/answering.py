@@ -31,8 +31,8 @@ RISK = 0.01
 """Share of wrong answers that is allowed among those given, as far as abstaining can bring it down."""
 
 UNRELATED_KEPT = 0.25
-"""Share of unrelated questions that may still find a memory. People word questions more freely than the texts that this is
-fitted on, and a question met with silence costs them more than an answer whose evidence shows what it rests on."""
+"""Share of unrelated questions that may still find a memory. People word questions more freely than the texts that this
+is fitted on, and silence costs them more than an answer whose evidence shows what it rests on."""
 
 MOST_ABSTAINED = 0.03
 """Share of answerable pictures that may be sacrificed for it."""

@@ -1,7 +1,58 @@
-"""The export half's commands."""
+"""The export half's commands. Importing this needs none of the export extra; running a command does."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import cyclopts
+from cyclopts import Parameter
+
+from edge_ravlm.console import progress, say, say_json, table
+from edge_ravlm.errors import needs_extra
+from edge_ravlm.export import engine_cli, estimate_cli
 
 app = cyclopts.App()
+app.command(engine_cli.app)
+app.command(estimate_cli.estimate)
+
+EXTRA = "export"
+
+
+@app.command
+def export(
+    recipe: str,
+    /,
+    *,
+    target: str,
+    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    allow_below_gate: bool = False,
+    json: bool = False,
+) -> None:
+    """Distil, quantize, build and prove a bundle for a device.
+
+    Args:
+        recipe: a TOML file, or the name of a recipe that ships: starter, smart-home, traffic, clip-to-edge.
+        target: the device's profile, for instance cpu-x86 or rtx-40.
+        output: the bundle's folder; new or empty.
+        allow_below_gate: ship even what misses a limit of the parity gate; the manifest records it.
+        json: print one JSON object.
+    """
+    from edge_ravlm.targets import target as profile
+
+    wanted = profile(target)
+    with needs_extra(EXTRA):
+        from edge_ravlm.export.pipeline import export as make
+        from edge_ravlm.export.recipe import read_recipe
+
+    what, data = read_recipe(recipe)
+    base = Path(recipe).parent if Path(recipe).is_file() else Path()
+    bundle = make(what, data, wanted, output, base=base, bar=progress, allow_below_gate=allow_below_gate)
+    parity = bundle.manifest.parity
+    if json:
+        say_json({"bundle": str(output), "sha256": bundle.sha256, "target": target, "parity": parity})
+        return
+    names = next(iter(parity.values())).__struct_fields__
+    rows = [(name, *(str(getattr(figures, name)) for figures in parity.values())) for name in names]
+    table("Parity with full precision", ("figure", *parity), rows)
+    say(f"{output}: {len(bundle.manifest.files)} files, {bundle.verify():,} bytes, for {target}.")

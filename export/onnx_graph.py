@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import warnings
 
 import onnx
 import torch
 from torch import nn
 
 from edge_ravlm.export.students.image import ImageStudent
+from edge_ravlm.export.teachers import ImageTeacher
 from edge_ravlm.preprocess import Preprocess
 
 OPSET, IR_VERSION = 18, 10
@@ -23,20 +24,39 @@ def image_graph(student: ImageStudent, preprocess: Preprocess) -> onnx.ModelProt
     return model
 
 
+def teacher_graph(teacher: ImageTeacher, preprocess: Preprocess) -> bytes:
+    """A teacher as ONNX with the input ``image``, to time it as a user would run it."""
+    example = torch.zeros((2, preprocess.height, preprocess.width, 3), dtype=torch.uint8)
+    return bytes(_traced(_Embedding(teacher), example).SerializeToString())
+
+
+class _Embedding(nn.Module):
+    """A teacher that can be traced."""
+
+    def __init__(self, teacher: ImageTeacher) -> None:
+        super().__init__()
+        self._teacher = teacher
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 BGR [n, h, w, 3] -> embedding, tokens."""
+        return self._teacher.embed(pixels)
+
+
 def _traced(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    program = torch.onnx.export(
-        module,
-        (example,),
-        input_names=["image"],
-        output_names=["embedding", "tokens"],
-        dynamic_shapes=({0: torch.export.Dim("n")},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    program.save(buffer)
-    model = onnx.load_model_from_string(buffer.getvalue())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)  # torch 2.13 warns of itself
+        program = torch.onnx.export(
+            module,
+            (example,),
+            input_names=["image"],
+            output_names=["embedding", "tokens"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # it is only for dynamo=False
+    model = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
     del model.metadata_props[:]
     for node in model.graph.node:

@@ -10,9 +10,14 @@ UNKNOWN = "I don't know"
 
 
 class Level(str, Enum):
-    """How an answer was reached; later levels cost more."""
+    """How an answer was reached; later levels cost more.
+
+    ``cached`` is the last answer, as nothing moved since; ``held`` is the last answer of the same camera although
+    something moved, as no time was left to look again; ``retrieved`` is a vote of the memories.
+    """
 
     CACHED = "cached"
+    HELD = "held"
     RETRIEVED = "retrieved"
 
     def __str__(self) -> str:
@@ -60,12 +65,13 @@ class Answer:
 
     Attributes:
         text: the answer, or "I don't know".
-        confidence: 0 to 1; calibrated at export on composed scenes. 0 when nothing was taught about the question.
+        confidence: 0 to 1; calibrated at export on composed scenes. 0 when nothing was taught about the question, or
+            nothing that the picture looks like.
         level: how it was reached.
         evidence: the memories it rests on, best first; empty when nothing fits.
         latency: what it cost.
         frame_time: ``captured_at`` of the frame it was computed from (``time.monotonic()`` seconds); for a cached
-            answer that is an earlier frame.
+            or held answer that is an earlier frame.
         reason: why there is no answer, else empty.
     """
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cyclopts
 
@@ -38,12 +37,12 @@ def demo(
         sheet: where to write a contact sheet to look at.
         json: print one JSON object.
     """
-    from edge_ravlm.runtime.apps.demo import load_clip, run_demo, write_sheet
+    from edge_ravlm.runtime.apps.demo import check_sheet, load_clip, run_demo, write_sheet
     from edge_ravlm.runtime.pipeline import load
 
-    with load(bundle, budget_ms=budget_ms) as ravlm:
-        with progress("watching the clip", load_clip()[1].frames) as advance:
-            outcome = run_demo(ravlm, advance)
+    check_sheet(sheet)
+    with load(bundle, budget_ms=budget_ms) as ravlm, progress("watching the clip", load_clip()[1].frames) as advance:
+        outcome = run_demo(ravlm, advance)
     write_sheet(outcome.sheet, sheet)
     if json:
         say_json({**outcome.summary(), "sheet": str(sheet)})
@@ -78,13 +77,11 @@ def ask(
     """
     from edge_ravlm.frames import Frame, Region, read_image
     from edge_ravlm.runtime.memory import Where
-    from edge_ravlm.runtime.pipeline import load
 
     where = Where(tags=memory_cli.parse_tags(tag))
     looked_at = None if region is None else Region.parse(region)
     picture = read_image(image)
-    # Read-only media serve as well: asking never writes.
-    with load(bundle, memory, budget_ms=budget_ms, read_only=not os.access(memory, os.W_OK), create=False) as ravlm:
+    with memory_cli.load_to_ask(bundle, memory, budget_ms=budget_ms) as ravlm:
         answer = ravlm.ask(Frame(picture.pixels), question, region=looked_at, where=where)
     if json:
         say_json(answer.as_dict())
@@ -101,10 +98,10 @@ def run(
     bundle: str = "starter",
     region: str | None = None,
     budget_ms: float = 100.0,
-    frames: int = 0,
+    frames: memory_cli.Count = 0,
     json: bool = False,
 ) -> None:
-    """Watch a camera and answer questions about its newest frame until it ends.
+    """Watch a camera and answer questions about its newest frame until it ends, or until Ctrl-C.
 
     Args:
         source: a file, a folder of images, a webcam index, an rtsp:// or http:// address, or gst:PIPELINE.
@@ -117,29 +114,33 @@ def run(
         json: print one JSON object a line for every answer, and one for the whole run; else only changed answers.
     """
     from edge_ravlm.frames import Region
-    from edge_ravlm.runtime.apps.demo import latency_ms, levels, misses
+    from edge_ravlm.runtime.apps.account import Account
     from edge_ravlm.runtime.apps.watch import watch
     from edge_ravlm.runtime.camera import LiveCapture, open_camera
-    from edge_ravlm.runtime.pipeline import load
 
     looked_at = None if region is None else Region.parse(region)
-    answers: list[Answer] = []
-    with load(bundle, memory, budget_ms=budget_ms, create=False) as ravlm, open_camera(source) as camera:
-        with LiveCapture(camera) as live:
+    account = Account()
+    with (
+        memory_cli.load_to_ask(bundle, memory, budget_ms=budget_ms) as ravlm,
+        open_camera(source) as camera,
+        LiveCapture(camera) as live,
+    ):
+        ended = ""
+        try:
             for seen in watch(ravlm, live, ask, looked_at, frames):
-                answers.append(seen.answer)
+                account.add(seen.answer)
                 if json:
                     say_json({"frame": seen.frame.index, "question": seen.question, **seen.answer.as_dict()})
                 elif seen.changed:
                     _tell(seen.answer, f"frame {seen.frame.index}: {seen.question} ")
-            ended, dropped = live.reason or "as many frames as were asked for", live.dropped
-    total: dict[str, Any] = {
-        "answers": len(answers),
+        except KeyboardInterrupt:  # how a watch without an end is ended
+            ended = "interrupted"
+        ended = ended or live.reason or "as many frames as were asked for"
+        dropped = live.dropped
+    total = {
+        "answers": account.answers,
         "dropped_frames": dropped,
-        "levels": levels(answers),
-        "latency_ms": latency_ms(answers) if answers else None,
-        "budget_ms": budget_ms,
-        "deadline_misses": misses(answers),
+        **account.as_dict(budget_ms),
         "ended": ended,
     }
     if json:
@@ -167,7 +168,7 @@ def doctor(*, json: bool = False) -> int:
 
 
 def _show(outcome: Outcome, sheet: Path) -> None:
-    from edge_ravlm.runtime.apps.demo import latency_ms, misses
+    from edge_ravlm.runtime.apps.account import Account
 
     table(
         "Before anything was taught",
@@ -180,12 +181,13 @@ def _show(outcome: Outcome, sheet: Path) -> None:
             part = [(answer, told) for _, answer, told in tally.answers if told == truth]
             given = [answer for answer, _ in part]
             right = sum(answer.text == truth for answer in given)
-            times = latency_ms(given)
+            account = Account(given)
+            times = account.latency_ms() or {}
             commonest = max({a.text for a in given}, key=[a.text for a in given].count)
-            cached = sum(a.level.value == "cached" for a in given) / len(given)
+            cached = account.levels().get("cached", 0) / len(given)
             rows.append(
                 (tally.thing.question, truth, commonest, f"{right}/{len(given)}", f"{cached:.0%}",
-                 f"{times['p50']:.1f} / {times['p99']:.1f}", str(misses(given)))
+                 f"{times['p50']:.1f} / {times['p99']:.1f}", str(account.misses))
             )  # fmt: skip
     columns = ("question", "truth", "usual answer", "right", "cached", "p50 / p99 ms", "misses")
     table(f"After {outcome.taught_frames} frames with a sentence each", columns, rows)

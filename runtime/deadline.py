@@ -16,10 +16,21 @@ class Deadline:
     Args:
         budget_ms: what is allowed from capture to answer.
         started: ``captured_at`` of the frame, ``time.monotonic()`` seconds.
+
+    Raises:
+        UsageError: a budget that is not above zero, or a start that is yet to come: on another clock every answer
+            would seem to be in time.
     """
 
     def __init__(self, budget_ms: float, started: float) -> None:
         self.budget_ms = check_budget(budget_ms)
+        if not started <= time.monotonic():
+            raise UsageError(
+                "frame",
+                expected="a captured_at that has passed on time.monotonic()'s clock",
+                got=f"{started}",
+                do="leave it out, or take time.monotonic() when the frame is captured",
+            )
         self._started = started
         self._stages_ms: dict[str, float] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything that the runtime needs; each finding says what to do if it is not well."""
-    looks: tuple[Callable[[], Finding], ...] = (_python, _packages, _cpu, _video, _disk, _bundle, _answer)
+    looks: tuple[Callable[[], Finding], ...] = (_python, _packages, _cpu, _video, _disk, _starter, _answer)
     return [_careful(look) for look in looks]
 
 
@@ -37,8 +38,9 @@ def _careful(look: Callable[[], Finding]) -> Finding:
         return look()
     except EdgeRavlmError as error:
         return Finding(name, str(error), ok=False, advice=error.do)
-    except (ImportError, OSError) as error:
-        return Finding(name, str(error), ok=False, advice="reinstall edge-ravlm into a fresh environment")
+    except Exception as error:  # whatever is broken here, the other findings are wanted too
+        found = f"{type(error).__name__}: {error}"
+        return Finding(name, found, ok=False, advice="reinstall edge-ravlm into a fresh environment")
 
 
 def _python() -> Finding:
@@ -59,7 +61,7 @@ def _cpu() -> Finding:
 def _video() -> Finding:
     import cv2
 
-    inside = "GStreamer:                   YES" in cv2.getBuildInformation()
+    inside = re.search(r"GStreamer:\s+YES", cv2.getBuildInformation())
     outside = shutil.which("gst-launch-1.0")
     gstreamer = "in OpenCV" if inside else "through gst-launch-1.0" if outside else "no"
     return Finding(
@@ -73,7 +75,7 @@ def _disk() -> Finding:
     return Finding("disk", f"{free / 1e9:.1f} GB free here", enough, "" if enough else "free some space")
 
 
-def _bundle() -> Finding:
+def _starter() -> Finding:
     from edge_ravlm.bundle import STARTER, Bundle
 
     bundle = Bundle.open(STARTER)

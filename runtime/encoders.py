@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import time
+import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -18,6 +20,9 @@ from edge_ravlm.runtime.backends import open_session
 MAX_QUESTION = 1_000
 """Longest question in characters; the tokenizer would cut a longer one in silence."""
 
+GOLDEN_COSINE = 0.97
+"""Least that a golden frame may have on any machine; the parity gate wants more, as a mean over many pictures."""
+
 Vector = NDArray[np.float32]
 
 
@@ -28,6 +33,11 @@ class ImageEncoder:
         bundle: an opened bundle.
         flavor: which of its quantization flavours.
         threads: CPU threads; 0 leaves the choice to the backend.
+
+    Attributes:
+        preprocess: what ``embed`` has to be given.
+        space: of the embeddings.
+        warm_ms: the fastest run so far.
     """
 
     def __init__(self, bundle: Bundle, flavor: str, threads: int = 0) -> None:
@@ -35,21 +45,38 @@ class ImageEncoder:
         self.preprocess = bundle.manifest.preprocess
         self.space = bundle.manifest.image_space
         self._session = open_session(bundle.read(models.image.file), models.image, threads)
+        try:
+            self._replay(bundle)
+        except BaseException:
+            self._session.close()
+            raise
 
     def embed(self, pixels: Pixels) -> Vector:
         """Preprocessed uint8 [1, height, width, 3] -> float32 [dim], unit length."""
         (embedding,) = self._session.run({"image": pixels}, ("embedding",))
         return np.asarray(embedding[0], np.float32)
 
-    def warm_up(self, runs: int = 3) -> float:
-        """Run on an empty picture; returns the fastest run in ms."""
-        pixels = np.full_like(self.preprocess.buffer(), 127)
+    def _replay(self, bundle: Bundle) -> None:
+        """Embed the bundle's golden frames; that also warms the session up.
+
+        Raises:
+            BundleError: this machine computes something else than full precision did at export.
+        """
+        pixels, expected = _golden(bundle)
         spent: list[float] = []
-        for _ in range(runs):
+        cosines: list[float] = []
+        for frame, wanted in zip(pixels, expected, strict=True):
             start = time.perf_counter()
-            self.embed(pixels)
+            cosines.append(float(self.embed(frame[None]) @ wanted))
             spent.append((time.perf_counter() - start) * 1e3)
-        return min(spent)
+        self.warm_ms = min(spent)
+        if not min(cosines) >= GOLDEN_COSINE:  # not: NaN is refused as well
+            raise BundleError(
+                bundle.where,
+                expected=f"golden frames with a cosine of at least {GOLDEN_COSINE} to full precision",
+                got=f"{min(cosines):.3f} on this machine",
+                do="use another flavour, or report this with the output of `edge-ravlm doctor --json`",
+            )
 
     def close(self) -> None:
         """Release the model."""
@@ -99,22 +126,48 @@ class TextEncoder:
 
 
 def check_question(question: str) -> str:
-    """The question; raises UsageError when it is empty, too long or not Unicode text."""
-    got = ""
+    """The question; raises UsageError when it is no text, empty, too long or not Unicode."""
+    if not isinstance(question, str):
+        raise _no_question(type(question).__name__)
     if not question.strip():
-        got = "an empty one"
-    elif len(question) > MAX_QUESTION:
-        got = f"{len(question)} characters"
-    elif not question.isascii() and not _is_utf8(question):
-        got = "bytes that are not UTF-8"
-    if got:
-        raise UsageError(
-            "question",
-            expected=f"a sentence of 1 to {MAX_QUESTION} characters",
-            got=got,
-            do="ask it in one plain sentence",
-        )
+        raise _no_question("an empty one")
+    if len(question) > MAX_QUESTION:
+        raise _no_question(f"{len(question)} characters")
+    if not question.isascii() and not _is_utf8(question):
+        raise _no_question("bytes that are not UTF-8")
     return question
+
+
+def _no_question(got: str) -> UsageError:
+    return UsageError(
+        "question",
+        expected=f"a sentence of 1 to {MAX_QUESTION} characters",
+        got=got,
+        do="ask it in one plain sentence",
+    )
+
+
+def _golden(bundle: Bundle) -> tuple[Pixels, Vector]:
+    """Golden frames, uint8 [n, h, w, 3], and their embeddings in full precision, float32 [n, dim]."""
+    path, shape = bundle.manifest.golden, bundle.manifest.preprocess
+    try:
+        with np.load(io.BytesIO(bundle.read(path)), allow_pickle=False) as arrays:
+            pixels, embeddings = arrays["pixels"], arrays["embeddings"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _not_golden(bundle, str(error) or "something else") from None
+    wanted = ((len(pixels), shape.height, shape.width, 3), (len(pixels), bundle.manifest.image_space.dim))
+    if (pixels.shape, embeddings.shape) != wanted or not len(pixels):
+        raise _not_golden(bundle, f"shapes {pixels.shape} and {embeddings.shape}")
+    return np.asarray(pixels, np.uint8), np.asarray(embeddings, np.float32)
+
+
+def _not_golden(bundle: Bundle, got: str) -> BundleError:
+    return BundleError(
+        bundle.where,
+        expected=f"frames and their embeddings in {bundle.manifest.golden}",
+        got=got,
+        do="export the bundle again",
+    )
 
 
 def _is_utf8(text: str) -> bool:

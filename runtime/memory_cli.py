@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import UsageError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 app = cyclopts.App(name="memory", help="Teach, look into, check and move a memory.")
 
 Tags = Annotated[list[str] | None, Parameter(name="--tag", negative=())]
+Count = Annotated[int, Parameter(validator=Number(gte=0))]
 
 
 @app.command
@@ -47,11 +50,13 @@ def add(
         json: print one JSON object.
     """
     from edge_ravlm.frames import Region, read_image
+    from edge_ravlm.runtime.pipeline import load
 
-    with _ravlm(bundle, memory, create=True) as ravlm:
-        picture = None if image is None else read_image(image)
-        where = None if region is None else Region.parse(region)
-        entry = ravlm.entry(picture, text, answer=answer, tags=parse_tags(tag), region=where)
+    picture = None if image is None else read_image(image)
+    where = None if region is None else Region.parse(region)
+    tags = parse_tags(tag)
+    with load(bundle, memory) as ravlm:
+        entry = ravlm.entry(picture, text, answer=answer, tags=tags, region=where)
         (id_,) = ravlm.memory.add([entry])
         _result({"id": id_, "entries": len(ravlm.memory)}, f"entry {id_}", json)
 
@@ -67,10 +72,11 @@ def import_(memory: Path, source: Path, /, *, bundle: str = "starter", json: boo
         bundle: a folder, a .zip, or 'starter'.
         json: print one JSON object.
     """
+    from edge_ravlm.runtime.pipeline import load
     from edge_ravlm.runtime.transfer import import_rows, read_rows
 
     rows, base = read_rows(source)
-    with _ravlm(bundle, memory, create=True) as ravlm:
+    with load(bundle, memory) as ravlm:
         with progress("importing", len(rows)) as advance:
             outcome = import_rows(ravlm, rows, base, advance)
         _compact(ravlm.memory)
@@ -106,10 +112,11 @@ def search(
     """
     from edge_ravlm.frames import read_image
 
-    is_picture = Path(query).is_file() and image is None
-    picture = read_image(query if is_picture else image) if is_picture or image is not None else None
-    with _ravlm(bundle, memory) as ravlm:
-        found = ravlm.search(text=None if is_picture else query, picture=picture, k=k, where=_where(tag))
+    shown = Path(query) if image is None and _is_file(query) else image
+    text = None if image is None and shown is not None else query
+    picture = None if shown is None else read_image(shown)
+    with load_to_ask(bundle, memory) as ravlm:
+        found = ravlm.search(text=text, picture=picture, k=k, where=_where(tag))
     if json:
         say_json({"hits": [{"id": hit.id, "text": hit.text, "score": round(hit.score, 4)} for hit in found]})
     else:
@@ -131,7 +138,7 @@ def remove(memory: Path, ids: list[int], /, *, json: bool = False) -> None:
 
 
 @app.command(name="list")
-def list_(memory: Path, /, *, tag: Tags = None, limit: int = 50, json: bool = False) -> None:
+def list_(memory: Path, /, *, tag: Tags = None, limit: Count = 50, json: bool = False) -> None:
     """What a memory holds.
 
     Args:
@@ -225,10 +232,24 @@ def export(memory: Path, folder: Path, /, *, json: bool = False) -> None:
 def parse_tags(pairs: list[str] | None) -> dict[str, str]:
     """NAME=VALUE pairs; raises UsageError for anything else."""
     tags = dict(pair.partition("=")[::2] for pair in pairs or [])
-    for name in tags:
-        if not name or f"{name}={tags[name]}" not in (pairs or []):
+    for name, value in tags.items():
+        if not name or f"{name}={value}" not in (pairs or []):
             raise UsageError("tag", expected="NAME=VALUE", got=f"'{name}'", do="write for instance --tag camera=drive")
     return tags
+
+
+def load_to_ask(bundle: str, memory: Path, **settings: Any) -> Ravlm:
+    """A bundle and a memory that is there; asking never writes, so read-only media serve as well."""
+    from edge_ravlm.runtime.pipeline import load
+
+    return load(bundle, memory, create=False, read_only=not os.access(memory, os.W_OK), **settings)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than any file's name
+        return False
 
 
 def _compact(store: Memory) -> None:
@@ -246,12 +267,6 @@ def _open(memory: Path, *, read_only: bool = False) -> Memory:
     from edge_ravlm.runtime.memory import Memory
 
     return Memory.open(memory, create=False, read_only=read_only)
-
-
-def _ravlm(bundle: str, memory: Path, *, create: bool = False) -> Ravlm:
-    from edge_ravlm.runtime.pipeline import load
-
-    return load(bundle, memory, create=create)
 
 
 def _tag_text(tags: Mapping[str, object]) -> str:

@@ -38,7 +38,9 @@ from edge_ravlm.runtime.scene import is_still
 from edge_ravlm.runtime.voting import vote
 
 DEFAULT_BUDGET_MS = 100.0
-_STANDING_QUESTIONS = 256
+_STANDING_QUESTIONS = 64
+"""Kept between frames, the ones asked last. Each holds up to 1 MB of its topic's vectors (measured: 0.8 MB)."""
+
 _EVIDENCE = 3
 
 Picture = Frame | NDArray[Any]
@@ -64,7 +66,7 @@ class Ravlm:
         self._image = ImageEncoder(bundle, flavor, threads)
         self._text = TextEncoder(bundle, flavor)
         self._open_questions = self._text.embed(OPEN_QUESTIONS)
-        self._encode_ms = deque([self._image.warm_up()], maxlen=32)
+        self._encode_ms = deque([self._image.warm_ms], maxlen=32)
         self._standing: OrderedDict[tuple[str, Region | None, Where], Standing] = OrderedDict()
         self._lock = threading.Lock()
         self._seen: tuple[Frame, dict[Region | None, Vector]] | None = None
@@ -120,8 +122,6 @@ class Ravlm:
         at: float | None = None,
     ) -> NewEntry:
         """What ``remember`` adds, for adding many at once; without a picture it is a text to be found by text."""
-        if not text.strip():
-            raise UsageError("memory text", expected="a sentence", got="an empty one", do="say what the picture shows")
         named = {REGION_TAG: region.name} if region is not None and region.name else {}
         entry = NewEntry(  # checks what it is given before a model sees it
             text=text,
@@ -131,6 +131,8 @@ class Ravlm:
             time=time.time() if at is None else at,
             flavor=self.flavor,
         )
+        if not text.strip():
+            raise UsageError("memory text", expected="a sentence", got="an empty one", do="say what the picture shows")
         vectors = {"text": self._text.embed([text])[0]}
         if picture is None:
             return replace(entry, vectors=vectors)
@@ -169,11 +171,11 @@ class Ravlm:
 
         def answer() -> Answer:
             standing.refresh(self.memory.version)
-            earlier = self._earlier(standing, pixels, deadline)
+            earlier = self._earlier(standing, frame, pixels, deadline)
             if earlier is not None:
                 return earlier
             found = self._answer(standing, self._encode(frame, region, pixels, deadline), frame, deadline)
-            standing.pixels, standing.answer = pixels, found
+            standing.settle(frame, pixels, found)
             return found
 
         with standing.lock:
@@ -199,15 +201,23 @@ class Ravlm:
                 self._standing.popitem(last=False)
         return standing
 
-    def _earlier(self, standing: Standing, pixels: Pixels, deadline: Deadline) -> Answer | None:
-        """The last answer, if nothing moved since, or if no time is left for a new one."""
+    def _earlier(self, standing: Standing, frame: Frame, pixels: Pixels, deadline: Deadline) -> Answer | None:
+        """The last answer, if nothing moved since, or if it may be held for want of time."""
         if standing.answer is None or standing.pixels is None:
             return None
         with deadline.stage("compare"):
             still = is_still(standing.pixels, pixels)
-        if not still and deadline.left_ms() >= statistics.median(self._encode_ms):
+        if not still and not (standing.may_hold(frame) and self._too_short(deadline)):
             return None
-        return replace(standing.answer, level=Level.CACHED, latency=deadline.latency())
+        standing.holding = not still
+        level = Level.CACHED if still else Level.HELD
+        return replace(standing.answer, level=level, latency=deadline.latency())
+
+    def _too_short(self, deadline: Deadline) -> bool:
+        """Whether a new answer would come late while the last one is still in time."""
+        with self._lock:
+            needed_ms = statistics.median(self._encode_ms)
+        return 0 < deadline.left_ms() < needed_ms
 
     def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Vector:
         """Embed; several questions about one Frame and region share one run."""
@@ -219,7 +229,8 @@ class Ravlm:
             start = time.perf_counter()
             with deadline.stage("encode"):
                 known[region] = self._image.embed(pixels)
-            self._encode_ms.append((time.perf_counter() - start) * 1e3)
+            with self._lock:
+                self._encode_ms.append((time.perf_counter() - start) * 1e3)
         return known[region]
 
     def _answer(self, standing: Standing, vector: Vector, frame: Frame, deadline: Deadline) -> Answer:
@@ -242,18 +253,19 @@ class Ravlm:
             return self._from_texts(topic)
         rules, ballot = self._rules, topic.ballot
         outcome = vote(vector, ballot, rules)
+        if outcome.nearest < rules.image_floor:
+            return UNKNOWN, 0.0, (), "the picture looks like nothing that was taught about this"
         members = np.flatnonzero(ballot.labels == ballot.labels[outcome.winner])
         best = members[np.argsort(-outcome.scores[members], kind="stable")[:_EVIDENCE]]
         evidence = tuple(
             Evidence(int(ballot.ids[i]), topic.entries[int(ballot.ids[i])].text, float(outcome.scores[i])) for i in best
         )
         entry = topic.entries[int(ballot.ids[outcome.winner])]
-        reason = ""
-        if outcome.nearest < rules.image_floor:
-            reason = "the picture looks like nothing that was taught about this"
-        elif outcome.confidence < rules.abstain_below:
-            reason = f"too close to call; the best guess is '{entry.answer or entry.text}'"
-        return UNKNOWN if reason else entry.answer or entry.text, outcome.confidence, evidence, reason
+        answer = entry.answer or entry.text
+        if outcome.confidence >= rules.abstain_below:
+            return answer, outcome.confidence, evidence, ""
+        why = "too close to call" if ballot.answers > 1 else "not enough like the only answer taught"
+        return UNKNOWN, outcome.confidence, evidence, f"{why}; the best guess is '{answer}'"
 
     def _from_texts(self, topic: Topic) -> tuple[str, float, tuple[Evidence, ...], str]:
         """Memories without pictures: the one whose text is nearest to the question."""
@@ -277,7 +289,7 @@ class Ravlm:
         """The memories nearest to a text, to a picture, or to both (then by the mean of the two cosines)."""
         queries: dict[str, Vector] = {}
         if text is not None:
-            queries["text"] = self._text.embed_question(text)
+            queries["text"] = self._text.embed_question(check_question(text))
         if picture is not None:
             queries["image"] = self._image.embed(self._image.preprocess(Frame.of(picture), region))
         if not queries or k < 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ravlm.frames import Pixels, Region
+from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.memory import Entry, Memory, Where
@@ -33,9 +33,10 @@ class Topic:
 
     Attributes:
         scope: which memories may be used at all.
-        name: float32 [d], the text vector that stands for the topic; None when the question is about the picture itself.
+        name: float32 [d], the text vector that stands for the topic; None when the question is about the picture.
         score: cosine of the question to the text that names the topic.
-        entries: by id, the memories on the topic, most related first.
+        entries: by id, the memories on the topic, most related first; without their thumbnails, which many standing
+            questions at once would keep in main memory.
         ballot: those that have a picture; None when there are none.
         crowded: more memories are on the topic than were brought, so each frame brings its own neighbours.
         silence: why the question cannot be answered, else empty.
@@ -57,7 +58,9 @@ class Standing:
     Attributes:
         lock: held while a frame is answered; different questions do not wait for each other.
         version: the memory's version that topic and answer belong to.
+        source: the camera that ``answer`` was computed for, empty for a picture that came from none.
         pixels: the encoder input that ``answer`` was computed from.
+        holding: whether ``answer`` was given last for a frame on which something had moved.
     """
 
     question: str
@@ -66,8 +69,22 @@ class Standing:
     lock: threading.Lock = field(default_factory=threading.Lock)
     version: int = -1
     topic: Topic | None = None
+    source: str = ""
     pixels: Pixels | None = None
     answer: Answer | None = None
+    holding: bool = False
+
+    def settle(self, frame: Frame, pixels: Pixels, answer: Answer) -> None:
+        """Keep what was just answered for the frames to come."""
+        self.source, self.pixels, self.answer, self.holding = frame.source, pixels, answer, False
+
+    def may_hold(self, frame: Frame) -> bool:
+        """Whether the last answer may stand in for one that there is no time for.
+
+        Only from one frame of a camera to another, which most likely still shows the same; and never twice in a row,
+        so that a machine that is always too slow, or was slow for a moment, looks again.
+        """
+        return frame.index >= 0 and frame.source == self.source and not self.holding
 
     def refresh(self, version: int) -> None:
         """Forget what an older memory said."""
@@ -90,9 +107,11 @@ def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, 
     other states, which a question need not resemble ("is anyone here?" – "nobody is here").
 
     Args:
+        memory: where to look.
         question: float32 [d], the question's vector.
         openness: cosine of the question to the nearest question that names nothing, such as "what is this?".
         scope: which memories may be used.
+        rules: the bundle's constants.
     """
     found = memory.search("text", question, 1, scope)
     if not found:
@@ -105,11 +124,11 @@ def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, 
     name = memory.vectors("text", [best.id])[0]
     hits = memory.search("text", name, _TEXT_ARM, scope)
     ids = [hit.id for hit in hits if hit.score >= rules.sibling_floor]
-    start = Topic(scope=scope, name=name, score=best.score, crowded=len(ids) == _TEXT_ARM)
-    topic = _topic(memory, ids, start)
+    topic = Topic(scope=scope, name=name, score=best.score, crowded=len(ids) == _TEXT_ARM)
+    topic = _with(memory, topic, ids, _pictured(memory, ids))
     if REGION_TAG in scope.tags and topic.ballot is not None and topic.ballot.answers == 1:
-        others = [hit.id for hit in hits if hit.id not in topic.entries]
-        topic = _topic(memory, ids + _loners(memory, others, rules), start)
+        loners = _loners(memory, [hit.id for hit in hits if hit.id not in topic.entries], rules)
+        topic = _with(memory, topic, loners, _pictured(memory, loners))
     return topic
 
 
@@ -129,21 +148,31 @@ def _loners(memory: Memory, ids: Sequence[int], rules: Answering) -> list[int]:
 
 def with_neighbours(memory: Memory, topic: Topic, picture: Vector, rules: Answering) -> Topic:
     """The topic plus this picture's nearest memories that are on it too."""
-    near = [hit.id for hit in memory.search("image", picture, _IMAGE_ARM, topic.scope)]
+    hits = memory.search("image", picture, _IMAGE_ARM, topic.scope)
+    near = [hit.id for hit in hits if hit.id not in topic.entries]
     if topic.name is not None and near:
         hits = memory.search("text", topic.name, len(near), replace(topic.scope, ids=frozenset(near)))
         near = [hit.id for hit in hits if hit.score >= rules.sibling_floor]
-    return _topic(memory, [*topic.entries, *(id_ for id_ in near if id_ not in topic.entries)], topic)
+    return _with(memory, topic, near, near)
 
 
-def _topic(memory: Memory, ids: Sequence[int], topic: Topic) -> Topic:
-    entries = {entry.id: entry for entry in memory.get(ids)}
-    pictured = _pictured(memory, list(entries))
+def _with(memory: Memory, topic: Topic, ids: Sequence[int], pictured: Sequence[int]) -> Topic:
+    """The topic plus these entries, of which ``pictured`` have a picture's vector and so a vote."""
+    if not ids:
+        return topic
+    added = (replace(entry, thumbnail=None) for entry in memory.get(ids))
+    entries = {**topic.entries, **{entry.id: entry for entry in added}}
+    voters = [*([] if topic.ballot is None else topic.ballot.ids.tolist()), *pictured]
     ballot = None
-    if pictured:
-        answers = [entries[id_].answer or entries[id_].text for id_ in pictured]
-        ballot = Ballot.of(pictured, answers, memory.vectors("image", pictured))
+    if voters:
+        said = [_gist(entries[id_].answer or entries[id_].text) for id_ in voters]
+        ballot = Ballot.of(voters, said, memory.vectors("image", voters))
     return replace(topic, entries=entries, ballot=ballot)
+
+
+def _gist(text: str) -> str:
+    """What an answer says; its case, spacing and full stop do not make it another one."""
+    return " ".join(text.casefold().split()).rstrip(".!") or text
 
 
 def _pictured(memory: Memory, ids: Sequence[int]) -> list[int]:

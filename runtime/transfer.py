@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from edge_ravlm.errors import DataError, FrameError, StorageError
+from edge_ravlm.errors import DataError, FrameError, StorageError, UsageError
 from edge_ravlm.frames import Frame, read_image
 from edge_ravlm.runtime.memory import Memory, NewEntry
 from edge_ravlm.runtime.pipeline import Ravlm
@@ -47,7 +48,7 @@ class Imported:
 
     Attributes:
         added: entries that are now in the memory.
-        skipped: a sentence for each picture that could not be read.
+        skipped: a sentence for each row whose picture or text could not be used.
     """
 
     added: int = 0
@@ -67,21 +68,21 @@ def read_rows(source: Path) -> tuple[list[Row], Path]:
         listed = source / LIST_NAME
         return (read_rows(listed)[0] if listed.is_file() else _rows_of_folder(source)), source
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
-    if source.suffix not in readers or not source.is_file():
+    if source.suffix.lower() not in readers or not source.is_file():
         raise DataError(
             f"import '{source}'",
             expected="a folder of pictures, a .jsonl or a .csv file",
             got="a file of another kind" if source.exists() else "nothing there",
             do="see `edge-ravlm memory import --help` for the columns",
         )
-    rows = list(readers[source.suffix](source))
+    rows = list(readers[source.suffix.lower()](source))
     if not rows:
         raise _bad(source, "at least one row", "none")
     return rows, source.parent
 
 
 def import_rows(ravlm: Ravlm, rows: list[Row], base: Path, advance: Callable[..., None]) -> Imported:
-    """Embed and add rows in batches, each durable on its own; unreadable pictures are skipped and named."""
+    """Embed and add rows in batches, each durable on its own; what no encoder can read is skipped and named."""
     outcome = Imported()
     batch: list[NewEntry] = []
     for row in rows:
@@ -156,13 +157,15 @@ def reembed(ravlm: Ravlm, memory: Memory, advance: Callable[..., None]) -> list[
 
 
 def _entry(ravlm: Ravlm, row: Row, base: Path, outcome: Imported) -> NewEntry | None:
+    modality = row.modality or ("text" if row.image is None else "image")
     try:
         frame = None if row.image is None else read_image(base / row.image)
+        return ravlm.entry(frame, row.text, answer=row.answer, tags=row.tags, modality=modality, at=row.time)
     except FrameError as error:
         outcome.skipped.append(str(error))
-        return None
-    modality = row.modality or ("text" if frame is None else "image")
-    return ravlm.entry(frame, row.text, answer=row.answer, tags=row.tags, modality=modality, at=row.time)
+    except UsageError as error:  # a text that the tokenizer finds nothing in
+        outcome.skipped.append(f"'{row.image or row.text[:40]}': {error}")
+    return None
 
 
 def _rows_of_folder(folder: Path) -> list[Row]:
@@ -176,36 +179,39 @@ def _rows_of_folder(folder: Path) -> list[Row]:
 
 
 def _jsonl_rows(source: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(source), 1):
+    for number, line in enumerate(_text(source).split("\n"), 1):  # JSON strings may hold any other line break
         if line.strip():
             try:
                 yield _checked(msgspec.json.decode(line, type=Row))
-            except (msgspec.DecodeError, ValueError) as error:
+            except (msgspec.DecodeError, ValueError, UsageError) as error:
                 raise _bad(source, "an object with text and optionally image, answer, tags, modality, time",
-                           f"line {number}: {error}") from None  # fmt: skip
+                           f"line {number}: {str(error).rstrip('.')}") from None  # fmt: skip
 
 
 def _csv_rows(source: Path) -> Iterator[Row]:
     """Columns as in Row; a column ``tag:NAME`` sets that tag."""
-    for number, record in enumerate(csv.DictReader(_lines(source)), 2):
-        values = {name: value for name, value in record.items() if value}
-        tags = {name[4:]: values.pop(name) for name in list(values) if str(name).startswith("tag:")}
-        try:
+    reader = csv.DictReader(io.StringIO(_text(source), newline=""), restkey="more")
+    try:
+        for record in reader:
+            values = {name: value for name, value in record.items() if value}
+            tags = {name[4:]: values.pop(name) for name in list(values) if name.startswith("tag:")}
             yield _checked(msgspec.convert({**values, "tags": tags}, Row, strict=False))
-        except (msgspec.ValidationError, TypeError, ValueError) as error:
-            raise _bad(source, "columns text, image, answer, modality, time, tag:NAME",
-                       f"line {number}: {error}") from None  # fmt: skip
+    except (csv.Error, msgspec.ValidationError, ValueError, UsageError) as error:
+        raise _bad(source, "columns text, image, answer, modality, time, tag:NAME",
+                   f"line {reader.line_num}: {str(error).rstrip('.')}") from None  # fmt: skip
 
 
 def _checked(row: Row) -> Row:
     if not row.text.strip():
         raise ValueError("an empty text")
+    given = {name: value for name in ("modality", "time") if (value := getattr(row, name)) is not None}
+    NewEntry(row.text, row.answer, row.tags, **given)  # refuses what the memory would
     return row
 
 
-def _lines(source: Path) -> list[str]:
+def _text(source: Path) -> str:
     try:
-        return source.read_text(encoding="utf-8-sig").splitlines()
+        return source.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _bad(source, "UTF-8 text", str(error)) from None
     except OSError as error:
@@ -239,5 +245,5 @@ def _write_rows(memory: Memory, folder: Path, advance: Callable[..., None]) -> i
 
 
 def _decoded(jpeg: bytes) -> Frame | None:
-    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
     return None if pixels is None else Frame(np.asarray(pixels, np.uint8))

@@ -36,7 +36,7 @@ class Ballot:
     @classmethod
     def of(cls, ids: Sequence[int], answers: Sequence[str], vectors: Vectors) -> Ballot:
         """Prepare; entries with equal ``answers`` support the same one."""
-        names, labels = np.unique(np.asarray(answers, dtype=object).astype(str), return_inverse=True)
+        names, labels = np.unique(np.asarray(answers, dtype=object), return_inverse=True)
         means = [vectors[labels == label].mean(axis=0) for label in range(len(names))]
         # With one answer there is nothing to tell apart, and its own mean would cancel what it shows.
         centre = np.mean(means, axis=0) if len(names) > 1 else np.zeros(vectors.shape[1], np.float32)

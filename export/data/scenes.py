@@ -50,7 +50,7 @@ def material() -> tuple[Material, Material]:
 
 def background(source: Material, rng: np.random.Generator) -> Pixels:
     """A random square of a random photograph, uint8 [SIDE, SIDE, 3]."""
-    photo = source.backgrounds[rng.integers(len(source.backgrounds))]
+    photo = source.backgrounds[int(rng.integers(len(source.backgrounds)))]
     height, width = photo.shape[:2]
     side = min(height, width, int(rng.integers(250, 600)))
     y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -66,7 +66,7 @@ def paste(scene: Pixels, cut_out: Pixels, rng: np.random.Generator, size: tuple[
     height, width = piece.shape[:2]
     y, x = rng.integers(scene.shape[0] - height + 1), rng.integers(scene.shape[1] - width + 1)
     alpha = piece[..., 3:].astype(np.float32) / 255
-    out = scene.copy()
+    out: Pixels = scene.copy()
     under = out[y : y + height, x : x + width]
     out[y : y + height, x : x + width] = np.rint(under * (1 - alpha) + piece[..., :3] * alpha)
     return out
@@ -74,11 +74,12 @@ def paste(scene: Pixels, cut_out: Pixels, rng: np.random.Generator, size: tuple[
 
 def weather(scene: Pixels, rng: np.random.Generator) -> Pixels:
     """Another moment of the same view: light, colour temperature, a pixel of shake, sensor noise."""
-    gain = rng.uniform(0.75, 1.2) * (1 + rng.uniform(-0.04, 0.04, 3))
+    gain = np.float32(rng.uniform(0.75, 1.2) * (1 + rng.uniform(-0.04, 0.04, 3)))
     shift = np.array([[1, 0, rng.uniform(-1.5, 1.5)], [0, 1, rng.uniform(-1.5, 1.5)]], np.float32)
     moved = cv2.warpAffine(scene, shift, scene.shape[1::-1], borderMode=cv2.BORDER_REFLECT)
-    noisy = moved * gain + rng.normal(0, rng.uniform(1, 6), moved.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    noise = rng.standard_normal(moved.shape, np.float32) * np.float32(rng.uniform(1, 6))
+    taken: Pixels = np.clip(moved * gain + noise, 0, 255).astype(np.uint8)
+    return taken
 
 
 def object_scene(source: Material, index: int, rng: np.random.Generator) -> Pixels:

@@ -1,1 +1,1 @@
-"""Quantization, one file per flavour."""
+"""Quantization, one file per flavour; each has ``quantize(model, images, advance, keep_float=…)``."""

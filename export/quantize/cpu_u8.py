@@ -8,9 +8,9 @@ plain 8-bit ones saturate on CPUs without VNNI.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -29,6 +29,12 @@ from edge_ravlm.export.quantize.weights import (
 from edge_ravlm.export.teachers.efficientnet import MEAN, STD
 
 _QUANTIZED = "_quantized"
+Calibration = Literal["minmax", "percentile", "entropy"]
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
 _BIAS_LIMIT = 2.0**30
 """Largest quantized bias: sums of products must still fit beside it in 32 bits."""
 
@@ -37,6 +43,9 @@ def quantize(
     model: onnx.ModelProto,
     images: Sequence[NDArray[np.uint8]],
     advance: Callable[[], object] = lambda: None,
+    *,
+    keep_float: Collection[str] = (),
+    calibration: Calibration = "minmax",
 ) -> onnx.ModelProto:
     """Quantize the convolutions; pooling, whitening and normalisation stay in FP32.
 
@@ -44,6 +53,8 @@ def quantize(
         model: FP32 graph with the input ``image``, uint8 [n, h, w, 3].
         images: calibration inputs, uint8 [1, h, w, 3] each.
         advance: called twice per calibration image.
+        keep_float: names of convolutions that stay in FP32.
+        calibration: how the ranges of activations are chosen.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "quantized"))
@@ -57,7 +68,8 @@ def quantize(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=_METHODS[calibration],
+            nodes_to_exclude=list(keep_float),
             op_types_to_quantize=["Conv", "Clip", "Add"],
         )
         prepared, result = onnx.load(ready), onnx.load(quantized)
@@ -77,9 +89,10 @@ def round_weights(
         originals: the FP32 graph's convolutions.
         moments: second moments of their inputs, by weight name.
     """
-    nodes, tensors = _Producers(graph), {tensor.name: tensor for tensor in graph.initializer}
+    nodes = {output: node for node in graph.node for output in node.output}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     by_weight = {original.weight_name: original for original in originals}
-    for node in [n for n in graph.node if n.op_type == "Conv"]:
+    for node in [n for n in graph.node if n.op_type == "Conv" and n.input[1] in nodes]:
         activation, weight, bias = (nodes[name] for name in node.input)
         original = by_weight[weight.input[0].removesuffix(_QUANTIZED)]
         step = float(numpy_helper.to_array(tensors[activation.input[1]]))
@@ -109,25 +122,17 @@ def rounded_weights(
     return round_nearest(rows, scales), scales
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ships no types
+class _Reader(CalibrationDataReader):
     def __init__(self, images: Sequence[NDArray[np.uint8]], advance: Callable[[], object]) -> None:
         self._images: Iterator[NDArray[np.uint8]] = iter(images)
         self._advance = advance
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+    def get_next(self) -> Any:  # ONNX Runtime's base class says dict, and means dict or None
         image = next(self._images, None)
         if image is None:
             return None
         self._advance()
         return {"image": image}
-
-
-@dataclass(frozen=True)
-class _Producers:
-    graph: onnx.GraphProto
-
-    def __getitem__(self, output: str) -> onnx.NodeProto:
-        return next(node for node in self.graph.node if output in node.output)
 
 
 def _replace(

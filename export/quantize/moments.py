@@ -100,7 +100,8 @@ def second_moments(
     for index, image in enumerate(images):
         grids = dict(zip(names, session.run(names, {"image": image}), strict=True))
         for convolution in found:
-            patches = torch.from_numpy(convolution.patches(grids[convolution.source], index))
+            grid = np.asarray(grids[convolution.source], np.float32)
+            patches = torch.from_numpy(convolution.patches(grid, index))
             moment = (patches @ patches.mT).double() / patches.shape[-1]
             sums[convolution.weight_name] = sums[convolution.weight_name] + moment
         advance()

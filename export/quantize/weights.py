@@ -35,7 +35,7 @@ def pair_safe_scales(weights: NDArray[np.float32], ordered: bool) -> NDArray[np.
     rows = weights.astype(np.float64)
     # One below the limit leaves room for both neighbours to be rounded up by a half.
     scales = np.maximum(np.abs(rows).max(1) / 127, _largest_pairs(rows, ordered) / (LIMIT - 1))
-    return scales.astype(np.float32)
+    return np.asarray(scales, np.float32)
 
 
 def round_nearest(weights: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
@@ -104,4 +104,5 @@ def _inverse_root(moments: torch.Tensor, damping: float) -> torch.Tensor:
     mean = moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-9)
     damped = moments + damping * mean[..., None, None] * torch.eye(moments.shape[-1], dtype=moments.dtype)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper

@@ -2,72 +2,101 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_ravlm.export.teachers.efficientnet import MEAN, STD, EfficientNetLite
+from edge_ravlm.export.students.whitening import fit_whitening
+
+MEAN, STD = 127.0, 128.0
+"""What a backbone's input was normalised with: (pixel - MEAN) / STD. The INT8 graph starts on these very bytes."""
+
+
+class Backbone(Protocol):
+    """The convolutional part of a student; an ``nn.Module``.
+
+    Attributes:
+        channels: depth of its grid.
+    """
+
+    channels: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised BGR float32 [n, 3, h, w] -> float32 [n, channels, h/32, w/32], sides rounded up."""
+        ...
+
+    def fused(self) -> nn.Module:
+        """A copy in deploy form: BatchNorm folded, branches merged; the same numbers in ``eval`` mode."""
+        ...
 
 
 class ImageStudent(nn.Module):
-    """EfficientNet-Lite without its classification head, pooled and whitened.
-
-    The grid is taken before the 1280-channel head: on composed scenes 320 pooled channels retrieve as well (recall@1
-    0.301 against 0.302), tell fixed-camera states apart better, and save a twelfth of the weights.
+    """A backbone, pooled, centred and projected.
 
     Args:
-        backbone: its head is not used.
+        backbone: a ``Backbone``.
         dim: length of the embedding.
     """
 
-    def __init__(self, backbone: EfficientNetLite, dim: int = 256) -> None:
+    def __init__(self, backbone: nn.Module, dim: int = 256) -> None:
         super().__init__()
-        self.stem, self.blocks = _for_bgr(backbone.stem), backbone.blocks
-        depth = backbone.blocks[-1].project.out_channels
-        self.register_buffer("centre", torch.zeros(depth))
-        self.register_buffer("projection", torch.eye(depth, dim))
+        self.backbone = backbone
+        self.channels = int(getattr(backbone, "channels"))  # noqa: B009 (nn.Module types its attributes as tensors)
+        self.centre = nn.Parameter(torch.zeros(self.channels))
+        self.projection = nn.Parameter(torch.eye(self.channels, dim))
+
+    @property
+    def dim(self) -> int:
+        """Numbers per embedding."""
+        return self.projection.shape[1]
 
     def grid(self, pixels: Tensor) -> Tensor:
-        """uint8 BGR [n, h, w, 3] -> float32 [n, 320, h/32, w/32]."""
+        """uint8 BGR [n, h, w, 3] -> float32 [n, channels, h/32, w/32]."""
         # Transposed while the pixels are bytes: a quarter of the traffic, and the INT8 graph starts right after it.
-        grid = nn.functional.relu6(self.stem((pixels.permute(0, 3, 1, 2).float() - MEAN) / STD))
-        for block in self.blocks:
-            grid = block(grid)
+        grid: Tensor = self.backbone((pixels.permute(0, 3, 1, 2).float() - MEAN) / STD)
         return grid
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 BGR [n, h, w, 3] -> embedding float32 [n, dim] of unit length, tokens float32 [n, h*w/1024, 320]."""
+        """uint8 BGR [n, h, w, 3] -> embedding float32 [n, dim] of unit length, tokens float32 [n, cells, channels].
+
+        The tokens are the grid's cells, row by row.
+        """
         grid = self.grid(pixels)
-        pooled = nn.functional.normalize(grid.mean((2, 3)), dim=1)
-        embedding = nn.functional.normalize((pooled - self.centre) @ self.projection, dim=1)
+        embedding = nn.functional.normalize((pooled(grid) - self.centre) @ self.projection, dim=1)
         return embedding, grid.flatten(2).transpose(1, 2)
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def set_tail(self, centre: Tensor, projection: Tensor) -> None:
+        """Replace what follows the pooling: float32 [channels] and [channels, dim]."""
+        self.centre.copy_(centre)
+        self.projection.copy_(projection)
+
+    @torch.no_grad()
     def fit_whitening(self, batches: Iterable[Tensor], strength: float = 0.5) -> None:
-        """Set centre and projection from pictures: PCA with each direction divided by its spread ** ``strength``.
+        """Set centre and projection from pictures: half-whitened PCA (see ``whitening.fit_whitening``).
 
         Args:
             batches: uint8 BGR [n, h, w, 3].
-            strength: 0 keeps the spread, 1 whitens fully (Jégou & Chum 2012); half is the usual compromise.
+            strength: 0 keeps the spread, 1 whitens fully.
         """
-        pooled = torch.cat([nn.functional.normalize(self.grid(b).mean((2, 3)), dim=1) for b in batches])
-        centre = pooled.double().mean(0)
-        _, spread, directions = torch.linalg.svd(pooled.double() - centre, full_matrices=False)
-        dim = self.projection.shape[1]
-        self.centre.copy_(centre)
-        self.projection.copy_(directions[:dim].T * spread[:dim] ** -strength)
+        found = fit_whitening(torch.cat([pooled(self.grid(batch)) for batch in batches]), self.dim, strength)
+        self.set_tail(found.centre, found.projection)
+
+    def fused(self) -> ImageStudent:
+        """The deploy form, on its own weights and in ``eval`` mode; numerically equal."""
+        backbone: Backbone = self.backbone  # type: ignore[assignment]  # nn.Module hides what its subclasses add
+        deployed = ImageStudent(backbone.fused(), self.dim)
+        deployed.set_tail(self.centre, self.projection)
+        return deployed.eval()
 
 
-def _for_bgr(stem: nn.Module) -> nn.Module:
-    """A stem trained on RGB, reordered to take OpenCV's BGR: free here, a pass over the pixels at run time."""
-    stem = copy.deepcopy(stem)
-    (convolution,) = (m for m in stem.modules() if isinstance(m, nn.Conv2d))
-    convolution.weight.data = convolution.weight.data.flip(1)
-    return stem
+def pooled(grid: Tensor) -> Tensor:
+    """Float32 [n, channels, h, w] -> float32 [n, channels] of unit length."""
+    return nn.functional.normalize(grid.mean((2, 3)), dim=1)
 
 
 def batched(pixels: Sequence[NDArray[np.uint8]], size: int = 32) -> Iterable[Tensor]:

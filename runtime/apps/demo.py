@@ -12,9 +12,10 @@ import cv2
 import msgspec
 import numpy as np
 
-from edge_ravlm.errors import StorageError
+from edge_ravlm.errors import StorageError, UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import Answer
+from edge_ravlm.runtime.apps.account import Account
 from edge_ravlm.runtime.camera import open_camera
 from edge_ravlm.runtime.pipeline import Ravlm
 
@@ -95,10 +96,7 @@ class Outcome:
             "abstained_before_teaching": sum(t.before is not None and t.before.abstained for t in self.tallies),
             "abstained": sum(answer.abstained for answer in answers),
             "taught_frames": self.taught_frames,
-            "levels": levels(answers),
-            "latency_ms": latency_ms(answers),
-            "budget_ms": self.budget_ms,
-            "deadline_misses": misses(answers),
+            **Account(answers).as_dict(self.budget_ms),
         }
 
 
@@ -143,26 +141,22 @@ def _meet(ravlm: Ravlm, tally: Tally, frame: Frame, lessons: dict[tuple[int, str
         tally.answers.append((frame.index, ravlm.ask(frame, thing.question, region=region), truth))
 
 
-def latency_ms(answers: Sequence[Answer]) -> dict[str, float]:
-    """Capture to answer: median and 99th percentile."""
-    totals = [answer.latency.total_ms for answer in answers] or [float("nan")]
-    return {f"p{q}": round(float(np.percentile(totals, q)), 3) for q in (50, 99)}
-
-
-def levels(answers: Sequence[Answer]) -> dict[str, int]:
-    """How many answers came from each level."""
-    names = [answer.level.value for answer in answers]
-    return {name: names.count(name) for name in sorted(set(names))}
-
-
-def misses(answers: Sequence[Answer]) -> int:
-    """Answers that came after their budget."""
-    return sum(not answer.latency.met for answer in answers)
+def check_sheet(path: Path) -> None:
+    """Raise UsageError unless a picture can be written under that name; to be found out before the clip is watched."""
+    if not cv2.haveImageWriter(f"sheet{path.suffix or '.jpg'}"):
+        raise UsageError(
+            f"contact sheet '{path}'",
+            expected="a name that ends like a picture's",
+            got=f"'{path.suffix}'",
+            do="end it in .jpg or .png",
+        )
 
 
 def write_sheet(sheet: Pixels, path: Path) -> None:
     """Save the contact sheet."""
-    encoded = cv2.imencode(path.suffix or ".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    suffix = path.suffix or ".jpg"
+    options = [cv2.IMWRITE_JPEG_QUALITY, 88] if suffix.lower() in (".jpg", ".jpeg") else []
+    encoded = cv2.imencode(suffix, sheet, options)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(encoded))
@@ -177,7 +171,7 @@ def write_sheet(sheet: Pixels, path: Path) -> None:
 
 def _annotated(frame: Frame, tallies: Sequence[Tally]) -> Pixels:
     """The frame with each region in the colour of its newest answer: green right, red wrong, amber unsure."""
-    picture = frame.pixels.copy()
+    picture: Pixels = frame.pixels.copy()
     for tally in tallies:
         if not tally.answers or tally.answers[-1][0] != frame.index:
             continue

@@ -39,12 +39,18 @@ def watch(
         questions: asked of every frame.
         region: look only here.
         limit: stop after this many frames; 0 goes on until the source ends.
+
+    Raises:
+        CameraError: the camera gave up.
     """
     previous: dict[str, str] = {}
     seen = 0
-    while not live.ended and (not limit or seen < limit):
+    while not limit or seen < limit:
+        ended = live.ended  # looked up first: if it has ended, the next line raises what it ended with
         frame = live.newest(PATIENCE_S)
         if frame is None:
+            if ended:
+                return
             continue
         seen += 1
         for question in questions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -41,7 +42,7 @@ class OnnxRuntimeSession:
             raise BundleError(
                 f"model '{spec.file}'",
                 expected=f"one that ONNX Runtime {ort.__version__} loads",
-                got=str(error).splitlines()[0],
+                got=" ".join(str(error).split()) or type(error).__name__,
                 do="upgrade onnxruntime or export the bundle for this target",
             ) from error
 
@@ -50,8 +51,7 @@ class OnnxRuntimeSession:
         session = self._session
         if session is None:
             raise UsageError("model", expected="an open one", got="a closed one", do="load the bundle again")
-        results: list[NDArray[Any]] = session.run(outputs, dict(feeds))
-        return results
+        return [np.asarray(result) for result in session.run(outputs, dict(feeds))]
 
     def close(self) -> None:
         """See ``Session.close``."""

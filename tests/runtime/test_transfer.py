@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_jsonl_and_csv_say_the_same(ravlm: Ravlm, tmp_path: Path) -> None:
         ("a.csv", b"text,colour\nfine,red\n", "line 2"),
         ("a.csv", b"image\nb.png\n", "line 2"),
         ("a.txt", b"text", "another kind"),
+        ("a.csv", b"text,image\nfine,b.png,surplus\n", "line 2"),
+        ("a.csv", b'text\n"two\nlines"\n" "\n', "line 4"),
+        ("a.csv", b'text\n"' + b"x" * 200_000 + b'"\n', "line"),
+        ("a.csv", b"text,time\nfine,noon\n", "line 2"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "x", "modality": "smell"}\n', "line 2.*smell"),
+        ("a.jsonl", b'{"text": "x", "tags": {"n": 1e400}}\n', "line 1"),
+        ("a.jsonl", b'{"text": "x", "tags": {"n": 99999999999999999999}}\n', "line 1"),
+        ("a.jsonl", b'{"text": "%s"}\n' % (b"x" * 10_001), "line 1.*10001"),
     ],
 )
 def test_a_bad_list_is_refused_before_anything_is_imported(
@@ -99,6 +108,34 @@ def test_unreadable_pictures_are_skipped_and_named_while_the_rest_is_imported(ra
     assert outcome.added == 1
     assert len(outcome.skipped) == 2
     assert "bad.png" in outcome.skipped[0]
+
+
+def test_texts_with_line_breaks_of_every_kind_survive(ravlm: Ravlm, tmp_path: Path) -> None:
+    texts = ["two\nlines", "two\r\nlines", "a\u2028b", "a\x85b", "a\x0bb\x0cc\x1cd", 'say "so", twice']
+    ravlm.memory.add([ravlm.entry(None, text) for text in texts])
+    export_memory(ravlm.memory, tmp_path / "out", nothing)
+    rows, _ = read_rows(tmp_path / "out")
+    assert [row.text for row in rows] == texts
+    with (tmp_path / "LIST.CSV").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    rows, _ = read_rows(tmp_path / "LIST.CSV")
+    assert [row.text for row in rows] == texts
+
+
+def test_a_text_that_no_encoder_can_read_is_skipped_and_named_while_the_rest_is_imported(
+    ravlm: Ravlm, tmp_path: Path
+) -> None:
+    (tmp_path / "l.jsonl").write_text('{"text": "\\u0001"}\n{"text": "fine"}\n')
+    rows, base = read_rows(tmp_path / "l.jsonl")
+    outcome = import_rows(ravlm, rows, base, nothing)
+    assert (outcome.added, len(outcome.skipped)) == (1, 1)
+    assert "at least one word" in outcome.skipped[0]
+    picture(tmp_path / "___.png", (0, 0, 200))
+    picture(tmp_path / "gate.png", (0, 200, 0))
+    rows, base = read_rows(tmp_path)
+    outcome = import_rows(ravlm, rows, base, nothing)
+    assert (outcome.added, len(outcome.skipped)) == (1, 1)
+    assert "___.png" in outcome.skipped[0]
 
 
 def test_an_exported_memory_imports_as_it_was(ravlm: Ravlm, tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Batches that are composed, read and resized in threads while the last one is learnt."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_ravlm.export.distil.pictures import Batch, Pictures
+from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch for student and teacher.
+
+    Attributes:
+        student, teacher: uint8 BGR [n, side, side, 3], each with its own side.
+        captions: one for each picture, or None.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    captions: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Sides of the square inputs in pixels."""
+
+    student: int
+    teacher: int
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """A batch, resized for both."""
+        return Inputs(squares(batch.pictures, self.student), squares(batch.pictures, self.teacher), batch.captions)
+
+
+def squares(pictures: Sequence[Pixels], side: int) -> Tensor:
+    """Pictures as encoder inputs, uint8 [n, side, side, 3]."""
+    shape = Preprocess(height=side, width=side)
+    return torch.from_numpy(np.concatenate([shape(Frame(picture)) for picture in pictures]))
+
+
+def feed(pictures: Pictures, sides: Sides, parts: Iterable[tuple[int, int]], size: int, workers: int) -> Iterator[Inputs]:
+    """Inputs in order, always ``workers`` + 1 ahead.
+
+    Args:
+        pictures: where they come from.
+        sides: of the inputs.
+        parts: (step, part) of each.
+        size: pictures in a part.
+        workers: threads.
+    """
+    rest = iter(parts)
+    with ThreadPoolExecutor(workers, "pictures") as pool:
+        waiting: deque[Future[Inputs]] = deque()
+
+        def order() -> None:
+            for step, part in rest:
+                waiting.append(pool.submit(lambda: sides.inputs(pictures.batch(step, part, size))))  # noqa: B023
+                return
+
+        for _ in range(workers + 1):
+            order()
+        try:
+            while waiting:
+                ready = waiting.popleft().result()
+                order()
+                yield ready
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,87 @@
+"""What the student is punished for; every loss is a mean over pictures and zero where the student is perfect."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edge_ravlm.errors import DataError
+
+
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cosine between rows, float32 [n, dim] each."""
+    return (1 - functional.cosine_similarity(student, teacher, dim=1)).mean()
+
+
+def relational_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of the batch's similarity matrices, per picture (Tung & Mori 2019, arXiv:1907.09682).
+
+    Args:
+        student, teacher: float32 [n, dim] of unit length.
+    """
+    difference = student @ student.T - teacher @ teacher.T
+    return difference.square().sum() / len(student)
+
+
+def token_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cosine over the cells of the student's grid; the teacher's grid is resized to it.
+
+    Args:
+        student, teacher: float32 [n, cells, c], the cells of a square grid row by row.
+    """
+    return (1 - functional.cosine_similarity(student, resized(teacher, student.shape[1]), dim=2)).mean()
+
+
+def caption_loss(student: Tensor, texts: Tensor, temperature: float) -> Tensor:
+    """InfoNCE both ways between pictures and their captions (Radford et al. 2021, arXiv:2103.00020).
+
+    Args:
+        student: float32 [n, dim] of unit length.
+        texts: the same of the captions. Equal captions are each other's right answer too.
+        temperature: of the softmax.
+    """
+    scores = student @ texts.T / temperature
+    same = (texts @ texts.T > 1 - 1e-4).float()
+    goal = same / same.sum(1, keepdim=True)
+    return (functional.cross_entropy(scores, goal) + functional.cross_entropy(scores.T, goal)) / 2
+
+
+def resized(tokens: Tensor, cells: int) -> Tensor:
+    """Tokens of a square grid, float32 [n, t, c], as those of another square grid of ``cells`` cells.
+
+    Raises:
+        DataError: a grid is not square.
+    """
+    if tokens.shape[1] == cells:
+        return tokens
+    old, new = math.isqrt(tokens.shape[1]), math.isqrt(cells)
+    if (old**2, new**2) != (tokens.shape[1], cells):
+        raise DataError(
+            "token grids",
+            expected="square ones",
+            got=f"{tokens.shape[1]} teacher tokens and {cells} student tokens",
+            do="set distil.tokens = 0 to learn from the embedding alone",
+        )
+    grid = tokens.transpose(1, 2).unflatten(2, (old, old))
+    smooth = functional.interpolate(grid, (new, new), mode="bilinear", antialias=new < old, align_corners=False)
+    return smooth.flatten(2).transpose(1, 2)
+
+
+def ridge(inputs: Tensor, targets: Tensor, damping: float) -> Tensor:
+    """The linear map W of least squares, inputs @ W near targets, damped.
+
+    Args:
+        inputs: float [n, a].
+        targets: float [n, b].
+        damping: added to the diagonal, as a share of its mean.
+
+    Returns:
+        Float32 [a, b].
+    """
+    exact = inputs.double()
+    gram = exact.T @ exact
+    gram += damping * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram, exact.T @ targets.double()).float()

@@ -1,0 +1,200 @@
+"""Pictures to learn from: batches that depend on the seed, the step and the place in the batch, and on nothing else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from edge_ravlm.errors import DataError, FrameError
+from edge_ravlm.export.data.scenes import Material, background, object_scene, paste, weather
+from edge_ravlm.frames import Pixels, read_image
+
+_HELD_OUT = 2**40
+"""A step that no training reaches: the held-out pictures' random numbers."""
+
+_FEWEST = 8
+"""A folder needs at least as many readable pictures."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pictures.
+
+    Attributes:
+        pictures: uint8 [h, w, 3] BGR each, of any size.
+        captions: one for each picture, or None.
+    """
+
+    pictures: Sequence[Pixels]
+    captions: Sequence[str] | None = None
+
+
+class Pictures(Protocol):
+    """Where training takes its pictures from."""
+
+    def batch(self, step: int, rank: int, size: int) -> Batch:
+        """The part ``rank`` of a step's pictures, ``size`` of them.
+
+        Equal arguments give equal pictures, and the first two parts of n pictures are the first part of 2 n.
+        """
+        ...
+
+    def held_out(self) -> Batch:
+        """Always the same pictures, which no batch holds."""
+        ...
+
+
+class ComposedScenes:
+    """Objects on photographs, in all lights; a part of the objects is kept for the held-out pictures.
+
+    Args:
+        material: the *training* half of the scenes: the parity gate judges on the other one.
+        seed: of all random choices.
+        held_out: share of the objects that is kept.
+        each: held-out pictures per kept object.
+    """
+
+    def __init__(self, material: Material, *, seed: int = 0, held_out: float = 0.1, each: int = 4) -> None:
+        order = np.random.default_rng(seed).permutation(len(material.objects))
+        kept = max(1, round(len(order) * held_out))
+        self._material, self._seed, self._each = material, seed, each
+        self.kept, self.learnt = order[:kept], order[kept:]
+        if not len(self.learnt):
+            raise DataError("scenes", expected="two objects or more", got=f"{len(order)}", do="give more cut-outs")
+
+    def batch(self, step: int, rank: int, size: int) -> Batch:
+        """See ``Pictures``."""
+        return Batch([self._scene(step, index) for index in range(rank * size, (rank + 1) * size)])
+
+    def held_out(self) -> Batch:
+        """Each kept object ``each`` times."""
+        rng = np.random.default_rng((self._seed, _HELD_OUT))
+        kept = np.repeat(self.kept, self._each)
+        return Batch([object_scene(self._material, int(index), rng) for index in kept])
+
+    def _scene(self, step: int, index: int) -> Pixels:
+        """Mostly one large object; sometimes a second small one, an object far away, or none."""
+        rng = np.random.default_rng((self._seed, step, index))
+        view, first, second = background(self._material, rng), *rng.choice(self.learnt, 2)
+        kind = rng.random()
+        if kind < 0.95:
+            size = (0.45, 0.8) if kind < 0.75 else (0.2, 0.45)
+            view = paste(view, self._seen(int(first), rng), rng, size)
+        if kind > 0.6:
+            view = paste(view, self._seen(int(second), rng), rng, (0.1, 0.3))
+        return weather(view, rng)
+
+    def _seen(self, index: int, rng: np.random.Generator) -> Pixels:
+        """An object, mirrored half of the time."""
+        cut_out = self._material.objects[index]
+        return np.ascontiguousarray(cut_out[:, ::-1]) if rng.random() < 0.5 else cut_out
+
+
+class FolderPictures:
+    """A user's pictures without labels, seen through random crops, mirrors, light, colour and blur.
+
+    Args:
+        paths: picture files; those that cannot be read are left out, with a warning that names them.
+        seed: of all random choices.
+        held_out: share of the files that is kept.
+        captions: one for each path, if there are any.
+        longest: pixels that the held-out pictures' longer side is reduced to.
+
+    Raises:
+        DataError: too few of the files are readable pictures.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        seed: int = 0,
+        held_out: float = 0.1,
+        captions: Sequence[str] | None = None,
+        longest: int = 640,
+    ) -> None:
+        broken = [path for path in paths if not _readable(path)]
+        kept = [row for row, path in enumerate(paths) if path not in set(broken)]
+        if len(kept) < _FEWEST:
+            raise DataError(
+                "pictures to learn from",
+                expected=f"at least {_FEWEST} that can be read",
+                got=f"{len(kept)} of {len(paths)}" + (f"; broken: {_names(broken)}" if broken else ""),
+                do="add pictures or replace the broken ones",
+            )
+        if broken:
+            warnings.warn(f"left out {len(broken)} broken pictures: {_names(broken)}", stacklevel=2)
+        order = [kept[int(row)] for row in np.random.default_rng(seed).permutation(len(kept))]
+        count = max(1, round(len(order) * held_out))
+        self._paths, self._captions, self._seed, self._longest = list(paths), captions, seed, longest
+        self.kept, self.learnt = order[:count], order[count:]
+
+    def batch(self, step: int, rank: int, size: int) -> Batch:
+        """See ``Pictures``; every picture is used once before any is used again."""
+        places = range(rank * size, (rank + 1) * size)
+        # A step's parts do not know how large the whole is, so each place of the batch walks an order of its own.
+        rows = [self._row(step, place) for place in places]
+        pictures = [augmented(_read(self._paths[row]), np.random.default_rng((self._seed, step, place)))
+                    for row, place in zip(rows, places, strict=True)]  # fmt: skip
+        return Batch(pictures, self._said(rows))
+
+    def held_out(self) -> Batch:
+        """The kept files as they are, reduced."""
+        return Batch([_reduced(_read(self._paths[row]), self._longest) for row in self.kept], self._said(self.kept))
+
+    def _row(self, step: int, place: int) -> int:
+        return self.learnt[int(np.random.default_rng((self._seed, step, place, 1)).integers(len(self.learnt)))]
+
+    def _said(self, rows: Sequence[int]) -> list[str] | None:
+        return None if self._captions is None else [self._captions[row] for row in rows]
+
+
+def augmented(picture: Pixels, rng: np.random.Generator) -> Pixels:
+    """A crop of 30 to 100 % of the area, perhaps mirrored, in other light and colours, sometimes blurred.
+
+    Args:
+        picture: uint8 [h, w, 3] BGR.
+        rng: of all choices.
+    """
+    height, width = picture.shape[:2]
+    share, aspect = rng.uniform(0.3, 1.0), np.exp(rng.uniform(-0.28, 0.28))
+    h = min(height, max(1, round(height * np.sqrt(share / aspect))))
+    w = min(width, max(1, round(width * np.sqrt(share * aspect))))
+    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    seen = picture[y : y + h, x : x + w]
+    if rng.random() < 0.5:
+        seen = seen[:, ::-1]
+    gain = rng.uniform(0.7, 1.3) * (1 + rng.uniform(-0.08, 0.08, 3))
+    contrast, mean = rng.uniform(0.7, 1.3), seen.mean()
+    lit = ((seen.astype(np.float32) - mean) * contrast + mean) * gain.astype(np.float32)
+    if rng.random() < 0.2:
+        lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.5, 1.5))
+    return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
+
+
+def _read(path: Path) -> Pixels:
+    return read_image(path).pixels
+
+
+def _readable(path: Path) -> bool:
+    try:
+        _read(path)
+    except FrameError:
+        return False
+    return True
+
+
+def _reduced(picture: Pixels, longest: int) -> Pixels:
+    scale = min(1.0, longest / max(picture.shape[:2]))
+    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _names(paths: Sequence[Path], most: int = 5) -> str:
+    rest = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(path.name for path in paths[:most]) + rest

@@ -1,0 +1,63 @@
+"""How a student learns: everything but the pictures, as it stands in a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1)]
+Weight = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings of one distillation.
+
+    Attributes:
+        steps: updates of the weights, at most.
+        batch: pictures per update, over all processes.
+        accumulate: parts that each process takes its share of a batch in; saves memory, but a picture is then compared
+            with those of its part only.
+        rate: AdamW's largest learning rate, reached after the warm-up; then a cosine to zero.
+        warm_up: share of the steps in which the rate rises.
+        weight_decay: AdamW's, on kernels and projections.
+        clip: largest norm of the gradient.
+        cosine: weight of 1 - cosine between the student's embedding and the teacher's.
+        relational: weight of the difference between their similarity matrices.
+        tokens: weight of 1 - cosine between the cells of their grids, through a linear map that is thrown away.
+        captions: weight of the contrastive loss against the captions' text embeddings, where there are captions.
+        temperature: of that loss.
+        whitening: exponent of the teacher's whitening: 0 keeps the spread of its directions, 1 levels it.
+        fit_pictures: how many pictures the whitening and the student's first projection are fitted on.
+        ridge: damping of that fit, as a share of the features' mean variance.
+        evaluate_every: steps between looks at the held-out part, each of which writes a checkpoint.
+        patience: looks without a better held-out loss after which training stops.
+        bf16: autocast to bfloat16; on a CPU without bfloat16 instructions that is several times slower.
+        device: "cpu" or "cuda"; under ``torchrun`` each process takes its own GPU.
+        workers: threads that compose and read pictures ahead.
+        seed: of everything random.
+    """
+
+    steps: Count = 300
+    batch: Annotated[int, Meta(ge=2)] = 32
+    accumulate: Count = 1
+    rate: Positive = 3e-4
+    warm_up: Annotated[float, Meta(ge=0, lt=1)] = 0.1
+    weight_decay: Weight = 0.01
+    clip: Positive = 1.0
+    cosine: Weight = 1.0
+    relational: Weight = 1.0
+    tokens: Weight = 0.5
+    captions: Weight = 0.5
+    temperature: Positive = 0.07
+    whitening: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    fit_pictures: Count = 1024
+    ridge: Positive = 1e-2
+    evaluate_every: Count = 50
+    patience: Count = 4
+    bf16: bool = False
+    device: str = "cpu"
+    workers: Count = 1
+    seed: int = 0

@@ -1,0 +1,146 @@
+"""The pictures of an export: what to learn from, what sets the INT8 ranges, and what only the gate sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures
+
+from edge_ravlm.errors import DataError, FrameError
+from edge_ravlm.export.data.scenes import material, object_scenes
+from edge_ravlm.export.judging import JudgeSet, judge_folder, judge_set
+from edge_ravlm.export.recipe import Recipe
+from edge_ravlm.export.teachers.weights import package_source
+from edge_ravlm.frames import Pixels, read_image
+from edge_ravlm.manifest import Source
+
+SCENES = "scenes"
+SCENE_PACKAGES = ("tuxpaint-stamps", "mate-backgrounds", "lomiri-wallpapers", "opencv-doc")
+PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+_LONGEST = 640
+"""Judged pictures are held in memory at most this large, in pixels of the longer side."""
+
+_FEWEST = 32
+_FIT_SEED, _JUDGE_SEED = 1, 2
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All pictures of one export.
+
+    Attributes:
+        training: batches for distillation.
+        calibration: uint8 [h, w, 3], of the training part.
+        fitting: for the answering constants, of the training part.
+        judging: of the held-out part.
+        sources: where they came from.
+    """
+
+    training: Pictures
+    calibration: Sequence[Pixels]
+    fitting: JudgeSet
+    judging: JudgeSet
+    sources: tuple[Source, ...]
+
+
+def gather(recipe: Recipe, base: Path) -> Gathered:
+    """Compose scenes, or read the user's folder.
+
+    Args:
+        recipe: says which.
+        base: the folder that the recipe's paths are relative to.
+
+    Raises:
+        DataError: no such folder, or too few pictures in it that can be read.
+    """
+    if recipe.images.source == SCENES:
+        return _scenes(recipe)
+    return _folder(recipe, base / recipe.images.source)
+
+
+def fingerprint(pictures: Sequence[Pixels]) -> str:
+    """SHA-256 over pictures, in order."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(str(picture.shape).encode() + picture.tobytes())
+    return digest.hexdigest()
+
+
+def _scenes(recipe: Recipe) -> Gathered:
+    train, held_out = material()
+    rng = np.random.default_rng(recipe.seed)
+    calibration, _ = object_scenes(train, 1, recipe.seed + 100)
+    chosen = rng.permutation(len(calibration))[: recipe.images.calibration]
+    return Gathered(
+        training=ComposedScenes(train, seed=recipe.seed),
+        calibration=[calibration[int(i)] for i in chosen],
+        fitting=judge_set(train, each=1, tasks=60, seed=_FIT_SEED),
+        judging=judge_set(held_out, each=2, tasks=60, seed=_JUDGE_SEED),
+        sources=tuple(package_source(name) for name in SCENE_PACKAGES),
+    )
+
+
+def _folder(recipe: Recipe, folder: Path) -> Gathered:
+    paths = _listed(folder)
+    # By content of the name, not by order: a picture that is added later does not move the others to the other side.
+    held = [path for path in paths if _share_of(path.relative_to(folder)) < recipe.images.held_out]
+    train = [path for path in paths if path not in set(held)]
+    needed = max(_FEWEST, recipe.images.calibration)
+    judged, learnt = _read(held[:400]), _read(train[: max(400, needed)])
+    if len(learnt) < needed or len(judged) < _FEWEST // 4:
+        raise DataError(
+            f"images '{folder}'",
+            expected=f"at least {needed} readable pictures to learn from and {_FEWEST // 4} to judge on",
+            got=f"{len(learnt)} and {len(judged)} of {len(paths)} files",
+            do="add pictures, or lower images.calibration in the recipe",
+        )
+    return Gathered(
+        training=FolderPictures(train, seed=recipe.seed),
+        calibration=learnt[: recipe.images.calibration],
+        fitting=judge_folder(learnt, each=1, seed=_FIT_SEED),
+        judging=judge_folder(judged, each=2, seed=_JUDGE_SEED),
+        sources=(Source(name=folder.name, origin=f"{len(paths)} pictures of the user", licence="the user's own"),),
+    )
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS and p.is_file())
+    except OSError:
+        found = []
+    if not found:
+        raise DataError(
+            f"images '{folder}'",
+            expected=f"a folder of pictures ({', '.join(sorted(PICTURE_ENDINGS))})",
+            got="none there" if folder.is_dir() else "no such folder",
+            do="correct images.source in the recipe",
+        )
+    return found
+
+
+def _read(paths: Sequence[Path]) -> list[Pixels]:
+    """Those that can be read, reduced to _LONGEST."""
+    found = (_read_one(path) for path in paths)
+    return [picture for picture in found if picture is not None]
+
+
+def _read_one(path: Path) -> Pixels | None:
+    try:
+        return _reduced(read_image(path).pixels)
+    except FrameError:
+        return None  # it is counted: too few readable ones is an error with the numbers
+
+
+def _reduced(picture: Pixels) -> Pixels:
+    scale = min(1.0, _LONGEST / max(picture.shape[:2]))
+    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _share_of(path: Path) -> float:
+    return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4], "big") / 2**32

@@ -1,0 +1,425 @@
+"""From a recipe to a verified bundle for a named target.
+
+Stages that take minutes leave their result in a work folder beside the output, so that an export that was interrupted
+goes on where it was; the bundle itself appears whole, and only after the gate.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from edge_ravlm.export.distil import distil, whitened
+from edge_ravlm.export.engines import build as build_engines
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from edge_ravlm.bundle import Bundle, write_bundle
+from edge_ravlm.errors import BundleError
+from edge_ravlm.export import answering, parity
+from edge_ravlm.export.data import corpus
+from edge_ravlm.export.images import Gathered, fingerprint, gather
+from edge_ravlm.export.judging import prepared
+from edge_ravlm.export.onnx_graph import image_graph, teacher_graph
+from edge_ravlm.export.quantize import cpu_u8, trt_s8
+from edge_ravlm.export.quantize.sensitivity import layer_gains
+from edge_ravlm.export.recipe import Recipe
+from edge_ravlm.export.report import report_files
+from edge_ravlm.export.students import STUDENTS, static_text
+from edge_ravlm.export.students.image import ImageStudent, batched
+from edge_ravlm.export.students.static_text import StaticText
+from edge_ravlm.export.teachers import ImageTeacher, image_teacher, text_teacher
+from edge_ravlm.export.teachers.weights import package_source
+from edge_ravlm.machine import libraries, machine
+from edge_ravlm.manifest import (
+    SCHEMA_VERSION,
+    Answering,
+    Engine,
+    Flavor,
+    Manifest,
+    Model,
+    Parity,
+    Source,
+    Space,
+    space_id,
+)
+from edge_ravlm.preprocess import Preprocess
+from edge_ravlm.runtime.apps.demo import load_clip
+from edge_ravlm.runtime.backends import open_session
+from edge_ravlm.runtime.camera import open_camera
+from edge_ravlm.targets import Target
+
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
+"""Opens a progress bar: ``with bar("what", total) as advance``."""
+
+BASE = "cpu-u8"
+"""The flavour that every bundle holds: where a device's own flavour cannot run, this one answers."""
+
+QUANTIZERS = {"cpu-u8": cpu_u8.quantize, "trt-s8": trt_s8.quantize}
+SESSIONS: Mapping[str, dict[str, Any]] = {
+    "cpu-u8": {"backend": "onnxruntime", "graph_optimization": "all"},
+    # ONNX Runtime's optimizer ruins strongly typed INT8 + FP16 graphs: its stand-in session must not optimize.
+    "trt-s8": {"backend": "tensorrt", "graph_optimization": "disable"},
+}
+EVERYDAY = "everyday"
+Vectors = NDArray[np.float32]
+
+GOLDEN = "parity/golden.npz"
+GOLDEN_FRAMES, GOLDEN_STRIDE = 3, 200
+
+
+def export(
+    recipe: Recipe,
+    recipe_bytes: bytes,
+    target: Target,
+    out: Path,
+    *,
+    base: Path,
+    bar: Bar,
+    allow_below_gate: bool = False,
+) -> Bundle:
+    """Make the bundle.
+
+    Args:
+        recipe: what to make.
+        recipe_bytes: the recipe's file, which goes into the bundle.
+        target: for which device.
+        out: the bundle's folder; must be new or empty.
+        base: the folder that the recipe's paths are relative to.
+        bar: opens progress bars.
+        allow_below_gate: ship a bundle that misses a limit of the gate; the manifest says so.
+
+    Raises:
+        GateError: a quantized model does not behave like its original.
+        DataError: pictures, weights or texts that cannot be used.
+        BundleError: ``out`` holds something already.
+        StorageError: the disk refused.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(
+            f"output '{out}'",
+            expected="a folder that is new or empty",
+            got="one with files in it" if out.is_dir() else "a file",
+            do="choose another folder or empty this one",
+        )
+    work = _work_folder(out, recipe_bytes)
+    torch.manual_seed(recipe.seed)
+    with bar("composing and reading pictures", None):
+        gathered = gather(recipe, base)
+    job = _Job(recipe, target, gathered, work, base, bar)
+    contents, manifest = job.contents(recipe_bytes, allow_below_gate)
+    bundle = write_bundle(out, manifest, contents)
+    shutil.rmtree(work)
+    return bundle
+
+
+def _work_folder(out: Path, recipe_bytes: bytes) -> Path:
+    """Where stages leave their results; emptied when it belongs to another recipe."""
+    work = out.absolute().with_name(f".{out.name}.work")
+    mark = work / "recipe.toml"
+    if not mark.is_file() or mark.read_bytes() != recipe_bytes:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        mark.write_bytes(recipe_bytes)
+    return work
+
+
+@dataclass
+class _Job:
+    """One export; every part is made when it is first asked for."""
+
+    recipe: Recipe
+    target: Target
+    gathered: Gathered
+    work: Path
+    base: Path
+    bar: Bar
+
+    # -- encoders ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """Of the student."""
+        return _square(self.recipe.student.side)
+
+    @cached_property
+    def teacher(self) -> ImageTeacher | None:
+        """None where the student ships with weights of its own."""
+        wanted = self.recipe.teacher
+        return image_teacher(wanted.image, wanted.side or None) if wanted.image else None
+
+    @cached_property
+    def student(self) -> ImageStudent:
+        """The image student in deploy form."""
+        wanted = self.recipe.student
+        learner = STUDENTS[wanted.kind].build(wanted.dim, wanted.side)
+        if self.teacher is None:
+            learner.fit_whitening(batched(prepared(self.gathered.calibration, self.preprocess)))
+            return learner.eval().fused()
+        with self.bar("distilling the image student", self.recipe.distil.steps) as advance:
+            learnt = distil(
+                learner,
+                self.teacher,
+                self.gathered.training,
+                self.recipe.distil,
+                self.work / "distil",
+                progress=lambda done, total: advance(completed=done, total=total),
+            )
+        return learnt.eval().fused()
+
+    @cached_property
+    def text_student(self) -> StaticText:
+        """Kept in the work folder, since the teacher takes minutes to read the corpus."""
+        table, tokenizer = self.work / "text.safetensors", self.work / "tokenizer.json"
+        if table.is_file():  # written last
+            return StaticText(load_file(table)["table"], tokenizer.read_bytes())
+        wanted = self.recipe.text
+        with self.bar("distilling the text student", None) as advance:
+            found = static_text.distil(
+                text_teacher(self.recipe.teacher.text),
+                corpus.sentences(self.recipe.seed) if wanted.corpus == EVERYDAY else self._own_sentences(),
+                dim=wanted.dim,
+                vocab=wanted.vocab,
+                speech=corpus.spoken_words() if wanted.corpus == EVERYDAY else {},
+                seed=self.recipe.seed,
+                progress=lambda _, done, total: advance(completed=done, total=total),
+            )
+        tokenizer.write_bytes(found.tokenizer_json)
+        _save(table, {"table": found.table})
+        return found
+
+    def _own_sentences(self) -> list[str]:
+        return corpus.read_sentences(self.base / self.recipe.text.corpus)
+
+    # -- what ships --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def original(self) -> onnx.ModelProto:
+        """The image student in full precision."""
+        return image_graph(self.student, self.preprocess)
+
+    @cached_property
+    def flavors(self) -> dict[str, Flavor]:
+        """The flavours to ship: the base, and the target's own."""
+        text = Model(file=f"models/text.{BASE}.onnx")
+        names = dict.fromkeys((BASE, self.target.flavor))
+        return {
+            name: Flavor(image=Model(file=f"models/image.{name}.onnx", **SESSIONS[name]), text=text) for name in names
+        }
+
+    @cached_property
+    def models(self) -> dict[str, bytes]:
+        """ONNX files by path."""
+        inputs = prepared(self.gathered.calibration, self.preprocess)
+        found = {f"models/text.{BASE}.onnx": static_text.to_onnx_int8(self.text_student)}
+        for name, flavor in self.flavors.items():
+            with self.bar(f"quantizing for {name}", 2 * len(inputs)) as advance:
+                quantized = QUANTIZERS[name](
+                    self.original, inputs, advance=advance, keep_float=self.recipe.quantize.keep_float.get(name, ())
+                )
+            found[flavor.image.file] = quantized.SerializeToString()
+        return found
+
+    def embedder(self, flavor: str) -> parity.Embedder:
+        """A shipped image model."""
+        spec = self.flavors[flavor].image
+        return parity.Embedder(self.models[spec.file], spec, self.preprocess)
+
+    @cached_property
+    def full(self) -> parity.Embedder:
+        """The image student in full precision, as ONNX Runtime runs it best."""
+        return parity.Embedder(self.original.SerializeToString(), Model(file="original"), self.preprocess)
+
+    # -- judgement ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def topics(self) -> tuple[list[corpus.Topic], list[corpus.Topic]]:
+        """Two halves: to fit on, to judge on."""
+        every = corpus.topics()
+        order = np.random.default_rng(self.recipe.seed).permutation(len(every))
+        return [every[int(i)] for i in order[::2]], [every[int(i)] for i in order[1::2]]
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """With the text model that ships."""
+        return embed_texts(self.models[f"models/text.{BASE}.onnx"], self.text_student.tokenizer_json, texts)
+
+    @cached_property
+    def rules(self) -> Answering:
+        """Fitted on the base flavour, whose embeddings are in most memories."""
+        with self.bar("fitting the answering rules", None):
+            seen = answering.see(self.gathered.fitting.tasks, self.embedder(BASE))
+            return answering.fit(seen, answering.text_pairs(self.topics[0], self.embed_texts))
+
+    @cached_property
+    def teacher_view(self) -> parity.Teacher | None:
+        """The teacher over the judged pictures, in the space that the student learnt."""
+        if self.teacher is None:
+            return None
+        view = whitened(self.teacher, self.gathered.training, self.recipe.student.dim)
+        shape = _square(self.teacher.side)
+        judged = parity.look(lambda pictures: view(prepared(pictures, shape)), self.gathered.judging)
+        return parity.Teacher(judged, teacher_graph(self.teacher, shape), shape)
+
+    def figures(self, flavor: str) -> parity.Figures:
+        """The gate's figures of one flavour, with its failures."""
+        judging, shipped = self.gathered.judging, self.embedder(flavor)
+        said = [text for topic in self.topics[1] for text in (*topic.questions, *(s for t in topic.states for s in t))]
+        found = parity.judge(
+            judging,
+            original=self.full,
+            shipped=shipped,
+            reference=shipped if flavor == BASE else self.embedder(BASE),
+            texts=(self.text_student.embed(said), self.embed_texts(said)),
+            rules=self.rules,
+            teacher=self.teacher_view,
+            timed=shipped.spec.backend == "onnxruntime",
+        )
+        quality = answering.judge(
+            answering.see(judging.tasks, shipped), answering.text_pairs(self.topics[1], self.embed_texts), self.rules
+        )
+        missed = parity.failures(found, self.recipe.gate, self.models)
+        worst = self.sensitivity(flavor) if missed else {}
+        return msgspec.structs.replace(found, answering=quality, failures=missed, sensitivity=worst)
+
+    def contents(self, recipe_bytes: bytes, allow_below_gate: bool) -> tuple[dict[str, bytes], Manifest]:
+        """Every file of the bundle, and its manifest; raises GateError first."""
+        files, proven = dict(self.models), {}
+        setting = {**machine(), **libraries(), "threads": 1, "target": self.target.name}
+        for flavor in self.flavors:
+            with self.bar(f"judging {flavor}", None):
+                figures = self.figures(flavor)
+            if not allow_below_gate:
+                parity.pass_or_raise(figures, flavor)
+            files |= report_files(flavor, figures, self.recipe.gate, setting)
+            proven[flavor] = _summary(figures, f"parity/{flavor}.json", bool(figures.failures))
+        engines = self.engines()
+        files |= {engine.file: data for engine, data in engines}
+        files |= {"tokenizer.json": self.text_student.tokenizer_json, "recipe.toml": recipe_bytes}
+        files |= {GOLDEN: self.golden(), "LICENCES.md": _licences(self.sources).encode()}
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=self.recipe.name,
+            target=self.target.name,
+            recipe="recipe.toml",
+            files=(),
+            preprocess=self.preprocess,
+            image_space=self.image_space(),
+            text_space=self.text_space(),
+            tokenizer="tokenizer.json",
+            flavors=self.flavors,
+            answering=self.rules,
+            parity=proven,
+            golden=GOLDEN,
+            calibration_sha256=fingerprint(self.gathered.calibration),
+            sources=self.sources,
+            engines=tuple(engine for engine, _ in engines),
+        )
+        return files, manifest
+
+    # -- the rest of the bundle --------------------------------------------------------------------------------
+
+    def engines(self) -> list[tuple[Engine, bytes]]:
+        """Built ahead of time where the target's library can do that without its GPU."""
+        if self.target.engine != "tensorrt_rtx":
+            return []
+        file = self.flavors[self.target.flavor].image.file
+        with self.bar(f"building engines for {self.target.name}", None):
+            return build_engines(self.models[file], file, self.target)
+
+    def sensitivity(self, flavor: str) -> dict[str, float]:
+        """By layer, the cosine that comes back when it alone is not quantized; worth its minutes when the gate fails."""
+        shipped = self.embedder(flavor)
+        quantized = onnx.load_model_from_string(shipped.model)
+        pictures = self.gathered.calibration[:16]
+        with self.bar(f"looking for the layer that {flavor} harms", None) as advance:
+            return layer_gains(
+                self.original, quantized, lambda data: replace(shipped, model=data)(pictures), advance=advance
+            )
+
+    def golden(self) -> bytes:
+        """Frames with their full-precision embeddings, for the device to replay before it answers.
+
+        They are of the package's own clip: a bundle carries no picture that is somebody else's.
+        """
+        with open_camera(load_clip()[0]) as camera:
+            frames = [f.pixels for f in islice(camera.frames(), 0, GOLDEN_FRAMES * GOLDEN_STRIDE, GOLDEN_STRIDE)]
+        out = io.BytesIO()
+        pixels = np.concatenate(prepared(frames, self.preprocess))
+        np.savez_compressed(out, pixels=pixels, embeddings=self.full(frames))
+        return out.getvalue()
+
+    def image_space(self) -> Space:
+        """Named by the full-precision student."""
+        weights = {name: tensor.numpy().tobytes() for name, tensor in self.student.state_dict().items()}
+        definition = {"preprocess": msgspec.to_builtins(self.preprocess), "output": "unit(project(unit(mean(grid))))"}
+        return Space(id=space_id(weights, definition), dim=self.recipe.student.dim)
+
+    def text_space(self) -> Space:
+        """Named by the full-precision table and its tokenizer."""
+        weights = {"table": self.text_student.table.tobytes(), "tokenizer": self.text_student.tokenizer_json}
+        return Space(id=space_id(weights, {"output": "unit(sum(rows))"}), dim=self.recipe.text.dim)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Everything that the weights were made from."""
+        texts = (package_source("minilm-l6"), package_source("wiki-summaries"), package_source("wordfreq"))
+        teacher = self.teacher.sources if self.teacher is not None else ()
+        every = (*STUDENTS[self.recipe.student.kind].sources, *teacher, *texts, *self.gathered.sources)
+        return tuple(dict.fromkeys(every))
+
+
+def embed_texts(model: bytes, tokenizer_json: bytes, texts: Sequence[str]) -> Vectors:
+    """A text model's embeddings in ONNX Runtime, float32 [n, dim]."""
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    batch = tokenizer.encode_batch(list(texts))
+    feeds = {
+        "input_ids": np.array([encoding.ids for encoding in batch], np.int64),
+        "attention_mask": np.array([encoding.attention_mask for encoding in batch], np.int64),
+    }
+    session = open_session(model, Model(file="text"), threads=1)
+    try:
+        return np.asarray(session.run(feeds, ("embedding",))[0], np.float32)
+    finally:
+        session.close()
+
+
+def _summary(figures: parity.Figures, report: str, below_gate: bool) -> Parity:
+    shared = {name: getattr(figures, name) for name in Parity.__struct_fields__ if hasattr(figures, name)}
+    return Parity(**shared, report=report, below_gate=below_gate)
+
+
+def _square(side: int) -> Preprocess:
+    return Preprocess(height=side, width=side)
+
+
+def _save(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    save_file(dict(tensors), part)
+    part.replace(path)
+
+
+def _licences(sources: Sequence[Source]) -> str:
+    rows = [f"| {source.name} | {source.origin} | {source.licence} |" for source in sources]
+    lines = [
+        "# What the weights in this bundle were made from",
+        "",
+        "Pictures and texts were used for training and judging only; none of them is in the bundle.",
+        "",
+        "| name | from | licence |",
+        "| --- | --- | --- |",
+        *rows,
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,125 @@
+"""Recipes: everything an export depends on, as one validated TOML file that ends up inside the bundle."""
+
+from __future__ import annotations
+
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from edge_ravlm.export.distil import DistilSettings
+
+from edge_ravlm.errors import DataError
+from edge_ravlm.export.parity import Gate
+from edge_ravlm.preprocess import Side
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A misspelt key is an error, not a default."""
+
+
+class Images(_Strict, frozen=True):
+    """The pictures to learn from and to judge on.
+
+    Attributes:
+        source: ``scenes`` (composed from packages) or a folder of pictures, relative to the recipe; no labels needed.
+        calibration: how many of the training pictures set the INT8 ranges.
+        held_out: share of a folder's pictures that only the gate sees; ``scenes`` has a half of its own for that.
+    """
+
+    source: str = "scenes"
+    calibration: Annotated[int, msgspec.Meta(ge=16)] = 96
+    held_out: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
+
+
+class Teachers(_Strict, frozen=True):
+    """What the students learn from; names as ``edge_ravlm.export.teachers`` knows them.
+
+    Attributes:
+        image: the image teacher; empty ships the student's own weights, only whitened for these pictures.
+        side: its input size in pixels; 0 takes the published one.
+        text: the sentence teacher.
+    """
+
+    image: str = ""
+    side: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    text: str = "minilm-l6"
+
+
+class Student(_Strict, frozen=True):
+    """The image student: a name of ``edge_ravlm.export.students``, or ``auto`` to measure which one fits the budget."""
+
+    kind: str = "efficientnet-lite0"
+    side: Side = 224
+    dim: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 256
+    budget_ms: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+
+
+class Text(_Strict, frozen=True):
+    """The text student.
+
+    Attributes:
+        corpus: ``everyday`` (our sentences and an encyclopedia's), or a UTF-8 file with a sentence a line.
+        vocab: word pieces to keep.
+        dim: length of an embedding.
+    """
+
+    corpus: str = "everyday"
+    vocab: Count = 16_000
+    dim: Annotated[int, msgspec.Meta(ge=16, le=1024)] = 256
+
+
+class Quantization(_Strict, frozen=True):
+    """How the INT8 models are made.
+
+    Attributes:
+        calibration: how activation ranges are chosen; ``best`` tries all and keeps the one nearest to full precision.
+        keep_float: names of layers that stay in floating point, by flavour.
+    """
+
+    calibration: Literal["best", "minmax", "percentile", "entropy"] = "minmax"
+    keep_float: dict[str, list[str]] = {}
+
+
+class Recipe(_Strict, frozen=True):
+    """A whole recipe; ``text`` and ``where`` are the file it came from."""
+
+    name: Name
+    images: Images = Images()
+    teacher: Teachers = Teachers()
+    student: Student = Student()
+    distil: DistilSettings = DistilSettings()
+    text: Text = Text()
+    quantize: Quantization = Quantization()
+    gate: Gate = Gate()
+    seed: int = 0
+
+
+def read_recipe(path: str | Path) -> tuple[Recipe, bytes]:
+    """A recipe and its bytes, from a file or by the name of one that ships with the package.
+
+    Raises:
+        DataError: no such file, no TOML, an unknown key or a value out of range; the message names it.
+    """
+    builtin = package_files("edge_ravlm.export") / "recipes" / f"{path}.toml"
+    try:
+        data = Path(path).read_bytes() if Path(path).is_file() or not builtin.is_file() else builtin.read_bytes()
+        return msgspec.toml.decode(data, type=Recipe), data
+    except OSError as error:
+        known = sorted(file.name.removesuffix(".toml") for file in builtin.parent.iterdir())  # type: ignore[attr-defined]
+        raise DataError(
+            f"recipe '{path}'",
+            expected=f"a TOML file or one of {', '.join(known)}",
+            got=error.strerror or str(error),
+            do="check the path",
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"recipe '{path}'",
+            expected="a valid recipe",
+            got=str(error),
+            do="correct it; the recipes in the package show every key",
+        ) from None

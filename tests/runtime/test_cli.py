@@ -1,0 +1,187 @@
+"""The runtime's commands on odd texts, odd places and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from edge_ravlm.cli import run
+from edge_ravlm.errors import UsageError
+from edge_ravlm.runtime.apps.demo import check_sheet
+from edge_ravlm.runtime.pipeline import load
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """call(*arguments): exit code, stdout, stderr."""
+
+    def invoke(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return invoke
+
+
+@pytest.fixture
+def stills(tmp_path: Path, yard: Any) -> dict[str, Path]:
+    paths = {name: tmp_path / f"{name}.png" for name in ("open", "closed")}
+    for name, path in paths.items():
+        assert cv2.imwrite(str(path), getattr(yard, name))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, yard: Any) -> Path:
+    path = tmp_path_factory.mktemp("taught") / "home.memory"
+    with load("starter", path, threads=1) as ravlm:
+        for name in ("open", "closed"):
+            ravlm.remember(getattr(yard, name), f"the gate is {name}")
+    return path
+
+
+@pytest.fixture
+def memory(taught: Path, tmp_path: Path) -> Path:
+    """The gate taught from one frame of each state."""
+    return Path(shutil.copytree(taught, tmp_path / "home.memory"))
+
+
+@pytest.mark.parametrize("text", ["[red]a gate[/red]", r"a [/] \[gate]", "[link=http://x]y[/link]"])
+def test_square_brackets_are_shown_as_they_are(
+    call: Call, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "m"
+    assert call("memory", "add", path, "--text", text, "--answer", text, "--tag", f"note={text}")[0] == 0
+    code, out, _ = call("memory", "list", path, "--json")
+    assert (code, json.loads(out)["shown"][0]["text"]) == (0, text)
+    for command in (("memory", "list", path), ("search", path, "a gate")):
+        code, out, err = call(*command)
+        assert (code, err) == (0, "")
+        assert text in out
+
+
+def test_a_word_longer_than_the_table_is_not_cut(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    word = "abcdefghij" * 9
+    assert call("memory", "add", tmp_path / "m", "--text", word)[0] == 0
+    _, out, _ = call("memory", "list", tmp_path / "m")
+    assert sum(out.count(letter) for letter in "fghj") >= 4 * 9
+    assert "…" not in out
+
+
+def test_a_text_of_several_lines_stays_one_entry(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    text = "bins\ngo out\ton Monday"
+    assert call("memory", "add", path, "--text", text)[0] == 0
+    code, out, _ = call("search", path, "bins", "--json")
+    assert [hit["text"] for hit in json.loads(out)["hits"]] == [text]
+    code, out, _ = call("memory", "list", path)
+    assert code == 0
+    assert "1 of 1" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("memory", "list", "{memory}", "--limit", "-1"), 2, "limit"),
+        (("memory", "remove", "{memory}", "-1"), 0, ""),
+        (("memory", "remove", "{memory}", str(2**80)), 0, ""),
+        (("search", "{memory}", "x" * 10_000), 2, "10000 characters"),
+        (("search", "{memory}", ""), 2, "question"),
+        (("search", "{memory}", "gate", "--image", "{tmp}"), 1, "image"),
+        (("search", "{tmp}/none", "gate"), 1, "none"),
+        (("run", "--source", "{still}", "--ask", "x", "--memory", "{memory}", "--frames", "-3"), 2, "frames"),
+        (("run", "--source", "{still}", "--ask", "", "--memory", "{memory}"), 2, "question"),
+        (("run", "--source", "{still}", "--ask", "x", "--memory", "{tmp}/none"), 1, "none"),
+        (("memory", "add", "{tmp}/new", "--text", "x", "--image", "{tmp}/none.png"), 1, "none.png"),
+        (("memory", "add", "{tmp}/new", "--text", "x", "--tag", "=5"), 2, "NAME=VALUE"),
+        (("memory", "add", "{tmp}/new", "--text", "x", "--image", "{still}", "--region", "a,b"), 2, "region"),
+        (("memory", "import", "{tmp}/new", "{tmp}/none.jsonl"), 1, "none.jsonl"),
+        (("demo", "--sheet", "{tmp}/sheet.txt"), 2, ".txt"),
+        (("demo", "--budget-ms", "-5"), 2, "budget"),
+    ],
+)
+def test_odd_arguments_get_one_sentence_and_leave_nothing_behind(
+    call: Call, memory: Path, stills: dict[str, Path], tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    filled = [a.format(memory=memory, tmp=tmp_path, still=stills["open"]) for a in arguments]
+    found, out, err = call(*filled)
+    assert found == code
+    assert says in err
+    assert len(err.strip().splitlines()) == (1 if code else 0)
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "new").exists()
+    assert json.loads(call("memory", "list", memory, "--json")[1])["entries"] == 2
+
+
+def test_asking_and_searching_write_nothing_where_nothing_can_be_written(
+    call: Call, memory: Path, stills: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in memory.rglob("*") if path.is_file()}
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on read-only media; tests may run as root
+    code, out, _ = call("ask", "starter", "is the gate open?", "--memory", memory, "--image", stills["open"], "--json")
+    assert (code, json.loads(out)["text"]) == (0, "the gate is open")
+    code, out, _ = call("search", memory, "an open gate", "--json")
+    assert (code, len(json.loads(out)["hits"])) == (0, 2)
+    source = ("--source", stills["open"], "--ask", "is the gate open?")
+    code, out, _ = call("run", *source, "--memory", memory, "--json")
+    assert (code, json.loads(out.splitlines()[0])["text"]) == (0, "the gate is open")
+    assert {path: path.read_bytes() for path in memory.rglob("*") if path.is_file()} == before
+
+
+def test_run_for_people_prints_changes_and_a_line_of_figures(call: Call, memory: Path, stills: dict[str, Path]) -> None:
+    code, out, err = call("run", "--source", stills["open"], "--ask", "is the gate open?", "--memory", memory)
+    assert code == 0
+    assert out.startswith("frame 0: is the gate open? the gate is open\n")
+    assert "because of memory" in out
+    assert "answers 1" in err
+    assert "ended end of file" in err
+
+
+def test_ctrl_c_ends_a_watch_with_its_figures(memory: Path, stills: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(600):  # a minute at the pace of a folder
+        (folder / f"{i}.png").symlink_to(stills["open"])
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from edge_ravlm.cli import main; main()"
+    )
+    command = ["run", "--source", folder, "--ask", "is the gate open?", "--memory", memory, "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        first = json.loads(watching.stdout.readline())
+        watching.send_signal(signal.SIGINT)
+        rest, err = watching.communicate(timeout=60)
+    assert (watching.returncode, err) == (0, "")
+    assert first["text"] == "the gate is open"
+    summary = json.loads(rest.splitlines()[-1])["summary"]
+    assert summary["ended"] == "interrupted"
+    assert summary["answers"] == len(rest.splitlines())
+    assert summary["latency_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.PNG", "a", "a.webp"])
+def test_a_contact_sheet_may_have_any_pictures_name(name: str) -> None:
+    check_sheet(Path(name))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.mp4", "a.jpg.zip"])
+def test_a_contact_sheet_under_another_name_is_refused_beforehand(name: str) -> None:
+    with pytest.raises(UsageError, match="contact sheet"):
+        check_sheet(Path(name))
