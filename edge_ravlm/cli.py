@@ -77,7 +77,7 @@ def inspect(bundle: str, /, *, json: bool = False) -> None:
     say(f"text space  {manifest.text_space.id[:12]}… of {manifest.text_space.dim} dimensions")
     table("Files", ("path", "bytes", "SHA-256"), [(f.path, f"{f.bytes:,}", f.sha256[:12]) for f in manifest.files])
     for flavor, parity in manifest.parity.items():
-        figures = [(name, str(value)) for name, value in msgspec.structs.asdict(parity).items()]
+        figures = [(name, _figure(value)) for name, value in msgspec.structs.asdict(parity).items()]
         table(f"Parity of {flavor} with FP32", ("figure", "value"), figures)
     table("Sources", ("name", "licence", "from"), [(s.name, s.licence, s.origin) for s in manifest.sources])
 
@@ -108,3 +108,7 @@ def pack(bundle: str, archive: Path, /) -> None:
     """
     pack_bundle(Bundle.open(bundle), archive)
     say(f"{archive}: {archive.stat().st_size:,} bytes")
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "not measured" if value is None else str(value)

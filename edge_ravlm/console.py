@@ -37,7 +37,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         drawn.add_column(column, overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))
-    Console().print(drawn)
+    console = Console()
+    with console.capture() as lines:  # rich itself exits with 1 when the reader has seen enough
+        console.print(drawn)
+    say(lines.get().rstrip("\n"))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ arXiv:1706.04599), below which probability to abstain, and the two cosines that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ RISK = 0.01
 UNRELATED_KEPT = 0.25
 """Share of unrelated questions that may still find a memory. People word questions more freely than the texts that this
 is fitted on, and silence costs them more than an answer whose evidence shows what it rests on."""
+
+EVENS = 0.5
+"""A guess between two answers: below it, the runtime always abstains."""
 
 MOST_ABSTAINED = 0.03
 """Share of answerable pictures that may be sacrificed for it."""
@@ -204,11 +208,10 @@ def _abstain_below(tasks: Sequence[Seen], rules: Answering) -> float:
     """The lowest confidence at which at most RISK of the answers given are wrong, or MOST_ABSTAINED is reached."""
     right, sure, _ = (np.concatenate(parts) for parts in zip(*(_graded(t, rules) for t in tasks), strict=True))
     most = float(np.quantile(sure, MOST_ABSTAINED))
-    for threshold in np.sort(sure[sure <= most]):
-        given = sure >= threshold
-        if _share(~right[given]) <= RISK:
+    for threshold in np.arange(EVENS, max(EVENS, most) + 1e-9, 0.005):
+        if _share(~right[sure >= threshold]) <= RISK:
             return round(float(threshold), 3)
-    return round(most, 3)
+    return math.floor(max(EVENS, most) * 1000) / 1000
 
 
 def _between(good: NDArray[np.float64], bad: NDArray[np.float64], kept: float = LOST) -> float:

@@ -13,7 +13,7 @@ from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures
 
 from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data.scenes import material, object_scenes
-from edge_ravlm.export.judging import JudgeSet, judge_folder, judge_set
+from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
 from edge_ravlm.export.recipe import Recipe
 from edge_ravlm.export.teachers.weights import package_source
 from edge_ravlm.frames import Pixels, read_image
@@ -37,14 +37,14 @@ class Gathered:
     Attributes:
         training: batches for distillation.
         calibration: uint8 [h, w, 3], of the training part.
-        fitting: for the answering constants, of the training part.
+        fitting: tasks for the answering constants, of the training part.
         judging: of the held-out part.
         sources: where they came from.
     """
 
     training: Pictures
     calibration: Sequence[Pixels]
-    fitting: JudgeSet
+    fitting: Sequence[Task]
     judging: JudgeSet
     sources: tuple[Source, ...]
 
@@ -80,7 +80,7 @@ def _scenes(recipe: Recipe) -> Gathered:
     return Gathered(
         training=ComposedScenes(train, seed=recipe.seed),
         calibration=[calibration[int(i)] for i in chosen],
-        fitting=judge_set(train, each=1, tasks=60, seed=_FIT_SEED),
+        fitting=state_tasks(train, 60, _FIT_SEED),
         judging=judge_set(held_out, each=2, tasks=60, seed=_JUDGE_SEED),
         sources=tuple(package_source(name) for name in SCENE_PACKAGES),
     )
@@ -103,7 +103,7 @@ def _folder(recipe: Recipe, folder: Path) -> Gathered:
     return Gathered(
         training=FolderPictures(train, seed=recipe.seed),
         calibration=learnt[: recipe.images.calibration],
-        fitting=judge_folder(learnt, each=1, seed=_FIT_SEED),
+        fitting=judge_folder(learnt, each=0, seed=_FIT_SEED).tasks,
         judging=judge_folder(judged, each=2, seed=_JUDGE_SEED),
         sources=(Source(name=folder.name, origin=f"{len(paths)} pictures of the user", licence="the user's own"),),
     )

@@ -71,7 +71,13 @@ def judge_set(material: Material, *, each: int = 2, tasks: int = 40, seed: int =
     memories = [object_scene(material, index, rng) for index in objects]
     labels = np.repeat(np.arange(len(material.objects)), each)
     queries = [object_scene(material, int(index), rng) for index in labels]
-    return JudgeSet(memories, queries, labels, [state_task(material, rng) for _ in range(tasks)])
+    return JudgeSet(memories, queries, labels, state_tasks(material, tasks, seed))
+
+
+def state_tasks(material: Material, count: int, seed: int) -> list[Task]:
+    """``count`` tasks of ``state_task``."""
+    rng = np.random.default_rng([seed, count])
+    return [state_task(material, rng) for _ in range(count)]
 
 
 def state_task(material: Material, rng: np.random.Generator, states: int | None = None) -> Task:

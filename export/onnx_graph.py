@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edge_ravlm.export.students.image import ImageStudent
@@ -16,10 +20,15 @@ OPSET, IR_VERSION = 18, 10
 
 
 def image_graph(student: ImageStudent, preprocess: Preprocess) -> onnx.ModelProto:
-    """The student as ONNX: input ``image`` uint8 [n, h, w, 3], outputs ``embedding`` and ``tokens``."""
+    """The student as ONNX: input ``image`` uint8 [n, h, w, 3], outputs ``embedding`` and ``tokens``.
+
+    Its convolutions are named after the backbone's modules, so that a report and a recipe can name them.
+    """
     example = torch.zeros((2, preprocess.height, preprocess.width, 3), dtype=torch.uint8)
     model = _traced(student.eval(), example)
     fold_padding(model.graph)
+    for conv in [node for node in model.graph.node if node.op_type == "Conv"]:
+        conv.name = conv.input[1].removeprefix("backbone.").removesuffix(".weight")
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -66,17 +75,43 @@ def _traced(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
 
 
 def fold_padding(graph: onnx.GraphProto) -> None:
-    """Move a zero ``Pad`` in front of a convolution into the convolution's own ``pads``."""
-    constants = {t.name: t for t in graph.initializer}
-    producers = {node.output[0]: node for node in graph.node}
-    for conv in [n for n in graph.node if n.op_type == "Conv" and n.input[0] in producers]:
-        pad = producers[conv.input[0]]
-        if pad.op_type != "Pad" or pad.input[1] not in constants:
+    """Move zero ``Pad`` nodes in front of convolutions into the convolutions' own ``pads``."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    for conv in [node for node in graph.node if node.op_type == "Conv"]:
+        pad = makers.get(conv.input[0])
+        if pad is None or (amounts := _zeros_around(pad, constants)) is None:
             continue
-        amounts = onnx.numpy_helper.to_array(constants[pad.input[1]]).tolist()
-        del_index = [i for i, a in enumerate(conv.attribute) if a.name in ("pads", "auto_pad")]
-        for index in reversed(del_index):
-            del conv.attribute[index]
-        conv.attribute.append(onnx.helper.make_attribute("pads", amounts[2:4] + amounts[6:8]))
+        own = next((attribute for attribute in conv.attribute if attribute.name == "pads"), None)
+        if own is not None:
+            amounts = [before + more for before, more in zip(own.ints, amounts, strict=True)]
+            conv.attribute.remove(own)
+        conv.attribute.append(onnx.helper.make_attribute("pads", amounts))
         conv.input[0] = pad.input[0]
-        graph.node.remove(pad)
+    prune(graph)
+
+
+def prune(graph: onnx.GraphProto) -> None:
+    """Drop nodes and initializers that no output needs."""
+    needed = {output.name for output in graph.output}
+    for node in reversed(list(graph.node)):
+        if needed.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            needed.update(node.input)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
+        graph.initializer.remove(tensor)
+
+
+def _zeros_around(pad: onnx.NodeProto, constants: Mapping[str, NDArray[Any]]) -> list[int] | None:
+    """Top, left, bottom, right, if constant zeros there are all that the node adds; else None."""
+    inputs = [constants.get(name) for name in pad.input[1:] if name]
+    if pad.op_type != "Pad" or any(a.name == "mode" and a.s != b"constant" for a in pad.attribute):
+        return None
+    if any(given is None for given in inputs):
+        return None
+    amounts, *value = (np.asarray(given) for given in inputs)
+    if len(amounts) != 8 or amounts[[0, 1, 4, 5]].any() or amounts.min() < 0 or any(v.any() for v in value):
+        return None
+    found: list[int] = amounts[[2, 3, 6, 7]].tolist()
+    return found

@@ -166,7 +166,8 @@ class _Job:
         wanted = self.recipe.student
         learner = STUDENTS[wanted.kind].build(wanted.dim, wanted.side)
         if self.teacher is None:
-            learner.fit_whitening(batched(prepared(self.gathered.calibration, self.preprocess)))
+            pictures = self.gathered.training.batch(0, 0, self.recipe.distil.fit_pictures).pictures
+            learner.fit_whitening(batched(prepared(pictures, self.preprocess)))
             return learner.eval().fused()
         with self.bar("distilling the image student", self.recipe.distil.steps) as advance:
             learnt = distil(
@@ -259,7 +260,7 @@ class _Job:
     def rules(self) -> Answering:
         """Fitted on the base flavour, whose embeddings are in most memories."""
         with self.bar("fitting the answering rules", None):
-            seen = answering.see(self.gathered.fitting.tasks, self.embedder(BASE))
+            seen = answering.see(self.gathered.fitting, self.embedder(BASE))
             return answering.fit(seen, answering.text_pairs(self.topics[0], self.embed_texts))
 
     @cached_property
@@ -267,9 +268,10 @@ class _Job:
         """The teacher over the judged pictures, in the space that the student learnt."""
         if self.teacher is None:
             return None
-        view = whitened(self.teacher, self.gathered.training, self.recipe.student.dim)
-        shape = _square(self.teacher.side)
-        judged = parity.look(lambda pictures: view(prepared(pictures, shape)), self.gathered.judging)
+        with self.bar("the image teacher looks at the held-out pictures", None):
+            view = whitened(self.teacher, self.gathered.training, self.recipe.student.dim, self.recipe.distil)
+            shape = _square(self.teacher.side)
+            judged = parity.look(lambda pictures: view(prepared(pictures, shape)), self.gathered.judging)
         return parity.Teacher(judged, teacher_graph(self.teacher, shape), shape)
 
     def figures(self, flavor: str) -> parity.Figures:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_ravlm.errors import DataError, StorageError
 
-CHECKPOINT, WHITENING, STUDENT = "checkpoint.safetensors", "whitening.safetensors", "student.safetensors"
+CHECKPOINT, STUDENT = "checkpoint.safetensors", "student.safetensors"
 LOG = "log.csv"
 COLUMNS = ("step", "loss", "cosine", "relational", "tokens", "captions", "held_out", "rate", "seconds")
 

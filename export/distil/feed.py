@@ -49,7 +49,7 @@ def squares(pictures: Sequence[Pixels], side: int) -> Tensor:
 
 
 def feed(pictures: Pictures, sides: Sides, parts: Iterable[tuple[int, int]], size: int, workers: int) -> Iterator[Inputs]:
-    """Inputs in order, always ``workers`` + 1 ahead.
+    """Inputs in order, ``workers`` of them made ahead.
 
     Args:
         pictures: where they come from.
@@ -58,22 +58,19 @@ def feed(pictures: Pictures, sides: Sides, parts: Iterable[tuple[int, int]], siz
         size: pictures in a part.
         workers: threads.
     """
-    rest = iter(parts)
+    waiting: deque[Future[Inputs]] = deque()
     with ThreadPoolExecutor(workers, "pictures") as pool:
-        waiting: deque[Future[Inputs]] = deque()
-
-        def order() -> None:
-            for step, part in rest:
-                waiting.append(pool.submit(lambda: sides.inputs(pictures.batch(step, part, size))))  # noqa: B023
-                return
-
-        for _ in range(workers + 1):
-            order()
         try:
+            for step, part in parts:
+                waiting.append(pool.submit(_made, pictures, sides, step, part, size))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
             while waiting:
-                ready = waiting.popleft().result()
-                order()
-                yield ready
+                yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _made(pictures: Pictures, sides: Sides, step: int, part: int, size: int) -> Inputs:
+    return sides.inputs(pictures.batch(step, part, size))

@@ -19,14 +19,11 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from edge_ravlm.export.onnx_graph import prune
+from edge_ravlm.export.quantize import check_layers
 from edge_ravlm.export.quantize.moments import Convolution, convolutions, second_moments
-from edge_ravlm.export.quantize.weights import (
-    pair_safe_scales,
-    round_for_inputs,
-    round_nearest,
-    symmetric_scales,
-)
-from edge_ravlm.export.teachers.efficientnet import MEAN, STD
+from edge_ravlm.export.quantize.weights import pair_safe_scales, round_for_inputs, symmetric_scales
+from edge_ravlm.export.students.image import MEAN, STD
 
 _QUANTIZED = "_quantized"
 Calibration = Literal["minmax", "percentile", "entropy"]
@@ -55,7 +52,11 @@ def quantize(
         advance: called twice per calibration image.
         keep_float: names of convolutions that stay in FP32.
         calibration: how the ranges of activations are chosen.
+
+    Raises:
+        DataError: ``keep_float`` has a name that no convolution has.
     """
+    check_layers(model, keep_float)
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "quantized"))
         onnx.save(model, plain)
@@ -74,8 +75,8 @@ def quantize(
         )
         prepared, result = onnx.load(ready), onnx.load(quantized)
     moments = second_moments(prepared, images, advance)
+    start_on_bytes(result.graph)  # first: the scales of biases follow from those of inputs
     round_weights(result.graph, convolutions(prepared.graph), moments)
-    start_on_bytes(result.graph)
     return result
 
 
@@ -96,16 +97,16 @@ def round_weights(
         activation, weight, bias = (nodes[name] for name in node.input)
         original = by_weight[weight.input[0].removesuffix(_QUANTIZED)]
         step = float(numpy_helper.to_array(tensors[activation.input[1]]))
-        rounded, scales = rounded_weights(original, moments[original.weight_name], step)
+        rounded, scales, corrected = rounded_weights(original, moments[original.weight_name], step)
         bias_scales = scales * np.float32(step)
-        _replace(tensors, weight, rounded.reshape(original.weight.shape), scales)
-        _replace(tensors, bias, np.rint(original.bias / bias_scales.astype(np.float64)).astype(np.int32), bias_scales)
+        _replace(tensors, weight, original.from_rows(rounded), scales)
+        _replace(tensors, bias, np.rint(corrected / bias_scales.astype(np.float64)).astype(np.int32), bias_scales)
 
 
 def rounded_weights(
     convolution: Convolution, moments: NDArray[np.float64], step: float
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Int8 [outputs, inputs] and float32 scales [outputs] of one convolution.
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float64]]:
+    """Int8 [outputs, inputs], float32 scales [outputs] and float64 biases [outputs] of one convolution.
 
     Args:
         convolution: the FP32 one.
@@ -114,12 +115,11 @@ def rounded_weights(
     """
     rows, depthwise = convolution.rows, convolution.is_depthwise
     # Depthwise kernels widen to 16 bits before they multiply, and add in 32: they cannot saturate.
-    scales = symmetric_scales(rows) if depthwise else pair_safe_scales(rows, convolution.is_pointwise)
+    scales = symmetric_scales(rows) if depthwise else pair_safe_scales(rows)
     scales = np.maximum(scales, np.abs(convolution.bias) / np.float32(step * _BIAS_LIMIT))
     scales = np.maximum(scales, np.float32(1e-10))  # a channel without weights
-    if depthwise or convolution.is_pointwise:
-        return round_for_inputs(rows, scales, moments, paired=not depthwise), scales
-    return round_nearest(rows, scales), scales
+    rounded, bias = round_for_inputs(rows, convolution.bias, scales, moments, paired=not depthwise)
+    return rounded, scales, bias
 
 
 class _Reader(CalibrationDataReader):
@@ -149,11 +149,17 @@ def _replace(
 def start_on_bytes(graph: onnx.GraphProto) -> None:
     """Let the graph start on the camera's bytes: (pixel - 127) / 128 *is* a uint8 tensor of scale 1/128, zero 127.
 
-    Replaces Cast → Sub → Div → QuantizeLinear by nothing, exactly.
+    Replaces Cast → Sub → Div → QuantizeLinear by nothing, exactly. A first convolution that stays in floating point
+    keeps them.
     """
-    first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
-    cast = next(node for node in graph.node if node.op_type == "Cast")
-    dequantize = next(node for node in graph.node if node.input[:1] == first.output[:1])
+    makers = {output: node for node in graph.node for output in node.output}
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    dequantize = makers[first.input[0]]
+    if dequantize.op_type != "DequantizeLinear":
+        return
+    cast = dequantize
+    while cast.op_type != "Cast":
+        cast = makers[cast.input[0]]
     graph.initializer.extend(
         [
             numpy_helper.from_array(np.array(1 / STD, np.float32), "pixel_scale"),
@@ -162,15 +168,3 @@ def start_on_bytes(graph: onnx.GraphProto) -> None:
     )
     dequantize.input[:] = [cast.input[0], "pixel_scale", "pixel_zero"]
     prune(graph)
-
-
-def prune(graph: onnx.GraphProto) -> None:
-    """Drop nodes and initializers that no output needs any more."""
-    needed = {output.name for output in graph.output}
-    for node in reversed(list(graph.node)):
-        if needed.isdisjoint(node.output):
-            graph.node.remove(node)
-        else:
-            needed.update(node.input)
-    for tensor in [t for t in graph.initializer if t.name not in needed]:
-        graph.initializer.remove(tensor)

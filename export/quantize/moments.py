@@ -13,6 +13,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from edge_ravlm.errors import DataError
 
@@ -44,18 +45,21 @@ class Convolution:
 
     @property
     def rows(self) -> NDArray[np.float32]:
-        """The weights as float32 [outputs, everything else]."""
-        return self.weight.reshape(len(self.weight), -1)
+        """The weights as float32 [outputs, everything else], in the order in which ONNX Runtime's kernels walk them.
 
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether its inputs are the channels of one place, in order."""
-        return self.groups == 1 and self.weight.shape[2:] == (1, 1)
+        That is kernel row, kernel column, channel: quantized convolutions run channels last.
+        """
+        return self.weight.transpose(0, 2, 3, 1).reshape(len(self.weight), -1)
+
+    def from_rows(self, rows: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Int8 rows back in the weights' own shape."""
+        outputs, channels, *kernel = self.weight.shape
+        return np.ascontiguousarray(rows.reshape(outputs, *kernel, channels).transpose(0, 3, 1, 2))
 
     @property
     def is_depthwise(self) -> bool:
         """Whether every output reads one channel of its own."""
-        return self.groups == len(self.weight) and self.weight.shape[1] == 1
+        return self.groups > 1
 
     def patches(self, grid: NDArray[np.float32], phase: int) -> NDArray[np.float32]:
         """What it reads at some places of a picture.
@@ -65,7 +69,7 @@ class Convolution:
             phase: shifts the choice of places.
 
         Returns:
-            Float32 [inputs, places], or [channels, kernel size, places] where it is depthwise.
+            Float32 [inputs, places] in the order of ``rows``, or [channels, kernel size, places] where it is depthwise.
         """
         top, left, bottom, right = self.pads
         padded = np.pad(grid[0], ((0, 0), (top, bottom), (left, right)))
@@ -73,9 +77,10 @@ class Convolution:
         windows = windows[:, :: self.strides[0], :: self.strides[1]]
         skip = math.ceil(math.sqrt(windows.shape[1] * windows.shape[2] / _PLACES))
         chosen = windows[:, phase % skip :: skip, phase % skip :: skip]
-        ordered = chosen.transpose(0, 3, 4, 1, 2)  # channel, kernel row, kernel column: the weights' order
-        shape = (len(ordered), -1) if self.is_depthwise else (-1,)
-        return np.ascontiguousarray(ordered).reshape(*shape, chosen.shape[1] * chosen.shape[2])
+        places = chosen.shape[1] * chosen.shape[2]
+        if self.is_depthwise:
+            return chosen.transpose(0, 3, 4, 1, 2).reshape(len(chosen), -1, places).copy()
+        return chosen.transpose(3, 4, 0, 1, 2).reshape(-1, places).copy()
 
 
 def convolutions(graph: onnx.GraphProto) -> list[Convolution]:
@@ -91,8 +96,10 @@ def second_moments(
 ) -> dict[str, NDArray[np.float64]]:
     """Mean of x xᵀ over the inputs x that each convolution meets, by weight name.
 
+    The last input is a constant 1, which the bias weighs.
+
     Returns:
-        Float64 [inputs, inputs], or [channels, kernel size, kernel size] for depthwise ones.
+        Float64 [inputs + 1, inputs + 1], or [channels, kernel size + 1, kernel size + 1] for depthwise ones.
     """
     found = convolutions(model.graph)
     names = list(dict.fromkeys(convolution.source for convolution in found))
@@ -102,6 +109,7 @@ def second_moments(
         for convolution in found:
             grid = np.asarray(grids[convolution.source], np.float32)
             patches = torch.from_numpy(convolution.patches(grid, index))
+            patches = nn.functional.pad(patches, (0, 0, 0, 1), value=1.0)
             moment = (patches @ patches.mT).double() / patches.shape[-1]
             sums[convolution.weight_name] = sums[convolution.weight_name] + moment
         advance()

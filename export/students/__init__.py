@@ -46,7 +46,8 @@ class StudentKind:
             dim: numbers per embedding.
             side: of its square input in pixels; by default the kind's own.
         """
-        return ImageStudent(self.backbone(side or self.side), dim)
+        side = side or self.side
+        return ImageStudent(self.backbone(side), dim, side)
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -40,11 +40,12 @@ class ImageStudent(nn.Module):
     Args:
         backbone: a ``Backbone``.
         dim: length of the embedding.
+        side: of the square input in pixels that it learns with.
     """
 
-    def __init__(self, backbone: nn.Module, dim: int = 256) -> None:
+    def __init__(self, backbone: nn.Module, dim: int = 256, side: int = 224) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.side = backbone, side
         self.channels = int(getattr(backbone, "channels"))  # noqa: B009 (nn.Module types its attributes as tensors)
         self.centre = nn.Parameter(torch.zeros(self.channels))
         self.projection = nn.Parameter(torch.eye(self.channels, dim))
@@ -89,7 +90,7 @@ class ImageStudent(nn.Module):
     def fused(self) -> ImageStudent:
         """The deploy form, on its own weights and in ``eval`` mode; numerically equal."""
         backbone: Backbone = self.backbone  # type: ignore[assignment]  # nn.Module hides what its subclasses add
-        deployed = ImageStudent(backbone.fused(), self.dim)
+        deployed = ImageStudent(backbone.fused(), self.dim, self.side)
         deployed.set_tail(self.centre, self.projection)
         return deployed.eval()
 

@@ -13,6 +13,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from edge_ravlm.export.teachers import ImageTeacher
 from edge_ravlm.export.teachers.vision import Colours, NetworkTeacher, Pooled
 from edge_ravlm.export.teachers.weights import package_file, package_source, reading
 
@@ -23,7 +24,7 @@ _SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-li
 """The sides in pixels that the weights were trained with."""
 
 
-def image_teacher(name: str, side: int | None) -> NetworkTeacher:
+def image_teacher(name: str, side: int | None) -> ImageTeacher:
     """The named EfficientNet-Lite; the embedding is the mean over the grid after the 1280-channel head."""
     side = side or _SIDES[name]
     network = load_efficientnet_lite(package_file(name, "*.pth"), int(name[-1]), side)

@@ -10,12 +10,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import cached_file
 
 from edge_ravlm.errors import DataError, UsageError
+from edge_ravlm.export.teachers import ImageTeacher
 from edge_ravlm.export.teachers.vision import Colours, NetworkTeacher
 from edge_ravlm.export.teachers.weights import reading
 from edge_ravlm.manifest import Source
@@ -28,19 +30,18 @@ class _Tower:
     Attributes:
         part: the tower in the model; empty when the model is one.
         projection: the layer from the pooled features into the space shared with text; empty without one.
-        options: further arguments of the tower's forward pass.
+        asks: whether it has to be told to interpolate its positions for another side; the others do so by themselves.
     """
 
     part: str = ""
     projection: str = ""
-    options: Mapping[str, bool] = MappingProxyType({})
+    asks: bool = False
 
 
-_RESIZED = MappingProxyType({"interpolate_pos_encoding": True})
 _TOWERS: Mapping[str, _Tower] = MappingProxyType(
     {
-        "clip": _Tower("vision_model", "visual_projection", _RESIZED),
-        "siglip": _Tower("vision_model", "", _RESIZED),
+        "clip": _Tower("vision_model", "visual_projection", asks=True),
+        "siglip": _Tower("vision_model", asks=True),
         "dinov2": _Tower(),
         "dinov2_with_registers": _Tower(),
         "dinov3_vit": _Tower(),
@@ -48,7 +49,7 @@ _TOWERS: Mapping[str, _Tower] = MappingProxyType(
 )
 
 
-def image_teacher(name: str, side: int | None) -> NetworkTeacher:
+def image_teacher(name: str, side: int | None) -> ImageTeacher:
     """The image tower of "hf:ID_OR_FOLDER".
 
     The embedding is what the model compares with text (CLIP, SigLIP) or its class token (DINO); the tokens are the last
@@ -77,7 +78,8 @@ class _ImageTower(nn.Module):
         super().__init__()
         self.tower = getattr(model, tower.part) if tower.part else model
         self.projection = getattr(model, tower.projection) if tower.projection else nn.Identity()
-        self._options, self._patches = dict(tower.options), patches
+        self._options = {"interpolate_pos_encoding": True} if tower.asks else {}
+        self._patches = patches
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Float32 [n, 3, side, side] -> features [n, dim], tokens [n, patches, c]: no class or register tokens."""
@@ -116,12 +118,23 @@ def located(source: str) -> str:
     return str(folder) if folder.is_dir() else source
 
 
+def file_of(source: str, name: str) -> Path | None:
+    """One of the model's files; None if it has none of that name, or none was downloaded while there was a network."""
+    folder = Path(located(source))
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    with reading_model(source):
+        try:
+            return Path(hf_hub_download(source, name))
+        except EntryNotFoundError:
+            return None
+
+
 def hub_source(source: str) -> Source:
     """Origin, and the licence that the model's card states; of a folder only the name, never where it lies."""
     folder = Path(located(source))
-    with reading_model(source):
-        card = cached_file(located(source), "README.md", _raise_exceptions_for_missing_entries=False)
-        licence = _licence(Path(card)) if card else None
+    card = file_of(source, "README.md")
+    licence = None if card is None else _licence(card)
     name, origin = (folder.name, "a local folder") if folder.is_dir() else (source, "Hugging Face hub")
     return Source(name=name, origin=origin, licence=licence or "not stated by the model's card")
 

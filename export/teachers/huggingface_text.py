@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import cached_file
 
-from edge_ravlm.export.teachers.huggingface import hub_source, load, located, reading_model, unsupported
+from edge_ravlm.export.teachers import TextTeacher
+from edge_ravlm.export.teachers.huggingface import file_of, hub_source, load, located, reading_model, unsupported
 from edge_ravlm.export.teachers.text import NetworkTextTeacher
 
 
@@ -33,7 +32,7 @@ class _Tower:
 _TOWERS: Mapping[str, _Tower] = MappingProxyType({"clip": _Tower("text_projection"), "siglip": _Tower(filled=True)})
 
 
-def text_teacher(name: str) -> NetworkTextTeacher:
+def text_teacher(name: str) -> TextTeacher:
     """The text tower or the sentence encoder of "hf:ID_OR_FOLDER"."""
     source = name.partition(":")[2]
     with reading_model(source):
@@ -92,12 +91,13 @@ class _Sentences(nn.Module):
 
 def _tokenizer(source: str) -> Any:
     """The fast tokenizer; a ``tokenizer.json`` is read as it is, since its Python class may want sentencepiece."""
+    kind = PreTrainedTokenizerFast if file_of(source, "tokenizer.json") else AutoTokenizer
     with reading_model(source):
-        complete = cached_file(located(source), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-        kind = PreTrainedTokenizerFast if complete else AutoTokenizer
         tokenizer = kind.from_pretrained(located(source))
     if not tokenizer.is_fast:
         raise unsupported(source, "a fast tokenizer (tokenizer.json)", type(tokenizer).__name__)
+    if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens}:  # what comes of a folder without its files
+        raise unsupported(source, "a tokenizer's files", "none")
     return tokenizer
 
 
@@ -137,6 +137,6 @@ def _positions(model: nn.Module) -> int | None:
 
 def _json(source: str, file: str) -> Any:
     """The parsed file, or None when the model has none."""
+    path = file_of(source, file)
     with reading_model(source):
-        path = cached_file(located(source), file, _raise_exceptions_for_missing_entries=False)
-        return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+        return None if path is None else json.loads(path.read_text(encoding="utf-8"))

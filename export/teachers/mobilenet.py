@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edge_ravlm.export.teachers import ImageTeacher
 from edge_ravlm.export.teachers.vision import Colours, NetworkTeacher, Pooled
 from edge_ravlm.export.teachers.weights import package_file, package_source, reading
 
@@ -18,7 +19,7 @@ _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3
 """Table 2 of the paper: how often wider inside, channels, blocks, stride of the first block."""
 
 
-def image_teacher(name: str, side: int | None) -> NetworkTeacher:
+def image_teacher(name: str, side: int | None) -> ImageTeacher:
     """MobileNetV2 1.0; the embedding is the mean over the grid after the 1280-channel head."""
     network = MobileNetV2()
     weights = package_file(name, "*.pth")

@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
+from edge_ravlm.export.teachers import ImageTeacher, TextTeacher
 from edge_ravlm.export.teachers.text import NetworkTextTeacher
 from edge_ravlm.export.teachers.vision import Colours, NetworkTeacher
 from edge_ravlm.export.teachers.weights import reading
@@ -26,10 +27,11 @@ _SCHEMAS = ("hf-hub:", "local-dir:")
 """How open_clip itself names a model whose configuration lies beside its weights."""
 
 
-def image_teacher(name: str, side: int | None) -> NetworkTeacher:
+def image_teacher(name: str, side: int | None) -> ImageTeacher:
     """The image tower of "open_clip:ARCH/PRETRAINED_OR_FILE", or of open_clip's own "hf-hub:…" or "local-dir:…".
 
-    The embedding is what the model compares with text; the tokens are the last stage's grid.
+    The embedding is what the model compares with text; the tokens are the last stage's grid. A file of its own says
+    nothing about colours: it is taken to want those of OpenAI's CLIP; a folder's configuration says it.
     """
     model = _load(name, side)
     visual = model.visual
@@ -41,7 +43,7 @@ def image_teacher(name: str, side: int | None) -> NetworkTeacher:
     )
 
 
-def text_teacher(name: str) -> NetworkTextTeacher:
+def text_teacher(name: str) -> TextTeacher:
     """The text tower of the same names; rows are filled up to its full length, as it was trained."""
     model = _load(name, None)
     with _reading(name):

@@ -10,12 +10,13 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from edge_ravlm.export.teachers import ImageTeacher
 from edge_ravlm.export.teachers.vision import Colours, NetworkTeacher
 from edge_ravlm.export.teachers.weights import reading
 from edge_ravlm.manifest import Source
 
 
-def image_teacher(name: str, side: int | None) -> NetworkTeacher:
+def image_teacher(name: str, side: int | None) -> ImageTeacher:
     """The backbone of "timm:ARCH" or "timm:ARCH/FILE".
 
     The embedding is what its classifier would see; the tokens are the last stage's grid.
@@ -23,7 +24,7 @@ def image_teacher(name: str, side: int | None) -> NetworkTeacher:
     architecture, _, file = name.partition(":")[2].partition("/")
     expected = "a timm architecture, and weights on the hub or in a file that are all of it"
     with reading(f"teacher '{name}'", expected, "check the names, the network and the file"):
-        published = timm.get_pretrained_cfg(architecture)
+        published = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
         weights = {"pretrained_cfg_overlay": _of_file(file, published.classifier)} if file else {}
         resized = {"img_size": side} if side and published.fixed_input_size else {}
         model = timm.create_model(architecture, pretrained=True, num_classes=0, **weights, **resized)

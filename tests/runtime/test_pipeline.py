@@ -577,7 +577,7 @@ def test_forgetting_while_asking_never_breaks_an_answer(ravlm: Ravlm, yard: Any,
     churner = threading.Thread(target=churn)
     churner.start()
     try:
-        for i in range(30):
+        for i in range(16):
             picture, text = ((yard.open, OPEN), (yard.closed, CLOSED))[i % 2]
             answer = ravlm.ask(picture, question, region=yard.gate)
             assert answer.text == text

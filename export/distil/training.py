@@ -1,0 +1,337 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from edge_ravlm.errors import DataError, UsageError
+from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, STUDENT, Log, Standing, Stored, read, write
+from edge_ravlm.export.distil.feed import Inputs, Sides, feed
+from edge_ravlm.export.distil.losses import caption_loss, cosine_loss, relational_loss, token_loss
+from edge_ravlm.export.distil.pictures import Batch, Pictures
+from edge_ravlm.export.distil.settings import DistilSettings
+from edge_ravlm.export.distil.targets import Texts, aim_at, caption_vectors, fit_inputs, look, start, token_map
+from edge_ravlm.export.distil.world import World, joined
+from edge_ravlm.export.students.image import ImageStudent
+from edge_ravlm.export.students.whitening import Whitening
+from edge_ravlm.export.teachers import ImageTeacher
+
+Done = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+Losses = dict[str, Tensor]
+
+_INDIFFERENT = ("device", "workers")
+"""Settings that do not change what is learnt: a run may go on with others."""
+
+
+def distil(
+    student: ImageStudent,
+    teacher: ImageTeacher,
+    pictures: Pictures,
+    settings: DistilSettings,
+    folder: Path,
+    *,
+    texts: Texts | None = None,
+    progress: Done | None = None,
+) -> ImageStudent:
+    """Teach the student to see as the teacher sees.
+
+    A run that was interrupted goes on from the checkpoint in ``folder`` and ends as if it had not been; one that had
+    ended returns its student at once. Under ``torchrun`` every process calls this with equal arguments.
+
+    Args:
+        student: changed in place.
+        teacher: frozen.
+        pictures: to learn from; need no labels.
+        settings: of the training.
+        folder: for checkpoints, the log (``log.csv``) and the best weights (``student.safetensors``).
+        texts: embeds captions; where the pictures have some, their embeddings are aimed at too.
+        progress: told after every step.
+
+    Returns:
+        The student with the weights of the lowest held-out loss, in ``eval`` mode.
+
+    Raises:
+        DataError: pictures, captions or a checkpoint that cannot be used, or a loss that is no number any more.
+        UsageError: a batch that cannot be shared evenly, or a device that is not there.
+        StorageError: the disk refused.
+    """
+    with joined(settings.device) as world:
+        return _Training(student, teacher, pictures, settings, folder, world, texts).run(progress)
+
+
+def fingerprint(student: ImageStudent, teacher: ImageTeacher, settings: DistilSettings) -> str:
+    """Names a run: equal for equal settings, teacher and kind of student."""
+    chosen = {k: v for k, v in msgspec.to_builtins(settings).items() if k not in _INDIFFERENT}
+    shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
+    whole = [chosen, teacher.name, teacher.side, teacher.dim, student.side, shapes]
+    return hashlib.sha256(msgspec.json.encode(whole, order="deterministic")).hexdigest()
+
+
+def learning_rate(settings: DistilSettings, step: int) -> float:
+    """Of the update after ``step`` updates: a line up, then a cosine down to zero."""
+    warm = max(1, round(settings.warm_up * settings.steps))
+    if step < warm:
+        return settings.rate * (step + 1) / warm
+    return settings.rate * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm))) / 2
+
+
+class _Learner(nn.Module):
+    """The student, and the map from its cells to the teacher's, which is thrown away."""
+
+    def __init__(self, student: ImageStudent, cell_map: Tensor | None) -> None:
+        super().__init__()
+        self.student = student
+        self.cell_map = None if cell_map is None else nn.Parameter(cell_map)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [n, h, w, 3] -> embedding [n, dim], cells as the teacher's [n, t, c] (or the student's own)."""
+        embedding, tokens = self.student(pixels)
+        return embedding.float(), (tokens if self.cell_map is None else tokens @ self.cell_map).float()
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Batches of pixels [n, side, side, 3], whitened teacher embeddings [n, dim], captions' vectors [n, dim]."""
+
+    batches: Sequence[tuple[Tensor, Tensor, Tensor | None]]
+
+
+class _Training:
+    """One run; ``standing``, ``learner`` and ``optimizer`` are what a checkpoint holds."""
+
+    def __init__(
+        self,
+        student: ImageStudent,
+        teacher: ImageTeacher,
+        pictures: Pictures,
+        settings: DistilSettings,
+        folder: Path,
+        world: World,
+        texts: Texts | None,
+    ) -> None:
+        shares = settings.accumulate * world.size
+        if settings.batch % shares:
+            raise UsageError(
+                "distil.batch",
+                expected=f"a multiple of {shares} (accumulate × processes)",
+                got=f"{settings.batch}",
+                do="change batch or accumulate",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.student, self.teacher, self.pictures = student.to(world.device), teacher, pictures
+        self.settings, self.folder, self.world, self.texts = settings, folder, world, texts
+        self.sides, self.size = Sides(student.side, teacher.side), settings.batch // shares
+        self.run_id, self.standing = fingerprint(student, teacher, settings), Standing()
+
+    def run(self, progress: Done | None) -> ImageStudent:
+        torch.manual_seed(self.settings.seed)
+        stored = read(self.folder / CHECKPOINT, self.run_id)
+        self._prepare(stored)
+        if not self._ended:
+            self._learn(progress)
+        self.student.load_state_dict(self.best)
+        if self.world.is_first:
+            write(self.folder / STUDENT, self.run_id, {"student": self.best}, self.standing)
+        self.world.wait()
+        return self.student.eval()
+
+    # -- where it starts ---------------------------------------------------------------------------------------
+
+    def _prepare(self, stored: Stored | None) -> None:
+        if stored is None:
+            cell_map = self._fit()
+        else:
+            self.aim = Whitening(**stored.groups["aim"])
+            cell_map = stored.groups["learner"].get("cell_map")
+        self.learner = _Learner(self.student, cell_map).to(self.world.device)
+        self.optimizer = self._optimizer()
+        if stored is not None:
+            self._restore(stored)
+        else:
+            self.best = _copied(self.student)
+            self._look()
+        self.log = Log(self.folder / LOG, self.standing.step) if self.world.is_first else None
+
+    def _fit(self) -> Tensor | None:
+        settings = self.settings
+        inputs = fit_inputs(self.pictures, self.sides, settings)
+        seen = look(self.student, self.teacher, inputs, settings.tokens > 0)
+        said = None
+        if self.texts is not None and seen.captions:
+            said = caption_vectors(self.texts, seen.captions, self.student.dim)
+        self.aim = aim_at(torch.cat(seen.embeddings), self.student.dim, settings.whitening, said)
+        for part in (self.aim.centre, self.aim.projection):
+            self.world.from_first(part)
+        start(self.student, self.aim, seen, settings.ridge)
+        return token_map(seen, settings.ridge)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        shared = [part for part in self.learner.parameters() if part.ndim > 1]
+        single = [part for part in self.learner.parameters() if part.ndim <= 1]
+        groups = [{"params": shared, "weight_decay": self.settings.weight_decay}, {"params": single, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.settings.rate)
+
+    # -- learning ----------------------------------------------------------------------------------------------
+
+    @property
+    def _ended(self) -> bool:
+        return self.standing.step >= self.settings.steps or self.standing.stale >= self.settings.patience
+
+    def _learn(self, progress: Done | None) -> None:
+        settings, shared = self.settings, self._shared()
+        steps = range(self.standing.step, settings.steps)
+        parts = ((step, part * self.world.size + self.world.rank) for step in steps for part in range(settings.accumulate))
+        inputs = feed(self.pictures, self.sides, parts, self.size, settings.workers)
+        for step in steps:
+            began = time.perf_counter()
+            figures = self._update(shared, inputs, step)
+            self.standing.step = step + 1
+            looks = self.standing.step % settings.evaluate_every == 0 or self.standing.step == settings.steps
+            if looks:
+                figures["held_out"] = self._look()
+            self.standing.seconds += time.perf_counter() - began
+            if self.log is not None:
+                self.log.add(step=step + 1, **figures, seconds=self.standing.seconds)
+            if looks and self.world.is_first:
+                self._save()
+            if progress is not None:
+                progress(step + 1, settings.steps)
+            if self._ended:
+                break
+
+    def _shared(self) -> nn.Module:
+        if self.world.size == 1:
+            return self.learner
+        return DistributedDataParallel(self.learner)
+
+    def _update(self, shared: nn.Module, inputs: Iterator[Inputs], step: int) -> dict[str, float]:
+        """One step of AdamW over ``accumulate`` parts; returns the figures to log."""
+        settings = self.settings
+        sums = dict[str, float]()
+        self.learner.train()
+        for part in range(settings.accumulate):
+            is_last = part + 1 == settings.accumulate
+            with _unsynchronised(shared, is_last):
+                losses = self._losses(shared, next(inputs))
+                total = torch.stack([getattr(settings, name) * loss for name, loss in losses.items()]).sum()
+                torch.autograd.backward(total / settings.accumulate)
+            for name, loss in {"loss": total, **losses}.items():
+                sums[name] = sums.get(name, 0.0) + float(loss.detach()) / settings.accumulate
+        if not math.isfinite(sums["loss"]):
+            raise DataError(
+                f"training step {step + 1}", expected="a finite loss", got=f"{sums['loss']}", do="lower distil.rate"
+            )
+        nn.utils.clip_grad_norm_(self.learner.parameters(), settings.clip)
+        rate = learning_rate(settings, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**sums, "rate": rate}
+
+    def _losses(self, shared: nn.Module, inputs: Inputs) -> Losses:
+        device, world = self.world.device, self.world
+        goal, goal_tokens = self.teacher.embed(inputs.teacher.to(device))
+        aim = self.aim(goal)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
+            embedding, tokens = shared(inputs.student.to(device))
+        everyone = world.gathered(embedding)
+        found = {
+            "cosine": cosine_loss(embedding, aim),
+            "relational": world.as_mean(relational_loss(everyone, world.gathered(aim))),
+        }
+        if self.learner.cell_map is not None:
+            found["tokens"] = token_loss(tokens, goal_tokens)
+        said = self._said(inputs.captions)
+        if said is not None:
+            loss = caption_loss(everyone, world.gathered(said), self.settings.temperature)
+            found["captions"] = world.as_mean(loss)
+        return found
+
+    def _said(self, captions: Sequence[str] | None) -> Tensor | None:
+        if captions is None or self.texts is None or not self.settings.captions:
+            return None
+        return caption_vectors(self.texts, captions, self.student.dim).to(self.world.device)
+
+    # -- judging and keeping -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _held_out(self) -> _HeldOut:
+        batch, size, found = self.pictures.held_out(), self.settings.batch, []
+        for first in range(0, len(batch.pictures), size):
+            captions = None if batch.captions is None else batch.captions[first : first + size]
+            inputs = self.sides.inputs(Batch(batch.pictures[first : first + size], captions))
+            embedding, _ = self.teacher.embed(inputs.teacher.to(self.world.device))
+            found.append((inputs.student, self.aim(embedding), self._said(captions)))
+        return _HeldOut(found)
+
+    @torch.no_grad()
+    def _look(self) -> float:
+        """The held-out loss of what ships (the cells do not count); keeps the weights if they are the best so far."""
+        self.student.eval()
+        settings, total, count = self.settings, 0.0, 0
+        for pixels, aim, said in self._held_out.batches:
+            embedding, _ = self.student(pixels.to(self.world.device))
+            loss = settings.cosine * cosine_loss(embedding, aim) + settings.relational * relational_loss(embedding, aim)
+            if said is not None:
+                loss = loss + settings.captions * caption_loss(embedding, said, settings.temperature)
+            total, count = total + float(loss) * len(pixels), count + len(pixels)
+        mean = torch.tensor(total / count, device=self.world.device)
+        loss_now = float(self.world.from_first(mean))
+        if self.standing.best is None or loss_now < self.standing.best:
+            self.standing.best, self.standing.stale, self.best = loss_now, 0, _copied(self.student)
+        else:
+            self.standing.stale += 1
+        return loss_now
+
+    def _save(self) -> None:
+        state = self.optimizer.state_dict()["state"]
+        moments = {f"{row}.{name}": tensor for row, found in state.items() for name, tensor in found.items()}
+        rng = {"cpu": torch.get_rng_state()}
+        if self.world.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
+        groups = {
+            "learner": self.learner.state_dict(),
+            "best": self.best,
+            "optimizer": moments,
+            "aim": {"centre": self.aim.centre, "projection": self.aim.projection},
+            "rng": rng,
+        }
+        write(self.folder / CHECKPOINT, self.run_id, groups, self.standing)
+
+    def _restore(self, stored: Stored) -> None:
+        self.standing, self.best = stored.standing, dict(stored.groups["best"])
+        self.learner.load_state_dict(stored.groups["learner"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in stored.groups["optimizer"].items():
+            row, _, member = name.partition(".")
+            state.setdefault(int(row), {})[member] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        torch.set_rng_state(stored.groups["rng"]["cpu"])
+        if self.world.device.type == "cuda" and "cuda" in stored.groups["rng"]:
+            torch.cuda.set_rng_state(stored.groups["rng"]["cuda"], self.world.device)
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+def _unsynchronised(shared: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Processes exchange gradients after the last part of a batch only."""
+    if isinstance(shared, DistributedDataParallel) and not is_last:
+        return shared.no_sync()
+    return nullcontext()

@@ -1,0 +1,91 @@
+"""The answering constants: fitted where the data says, and honest about what they cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge_ravlm.export import answering
+from edge_ravlm.export.answering import Seen, TextPairs, calibration_error, fit, judge, text_pairs
+from edge_ravlm.export.data.corpus import Topic, topics
+from edge_ravlm.runtime.voting import Ballot, unit
+
+pytestmark = pytest.mark.export
+
+DIM = 32
+
+
+def task(rng: np.random.Generator, noise: float) -> Seen:
+    """Two states around a common view; noise blurs them, other views lie elsewhere."""
+    view, *states = unit(rng.normal(size=(3, DIM)))
+    centres = [unit(view + 0.6 * state) for state in states]
+
+    def draw(state: int) -> np.ndarray:
+        return unit(centres[state] + noise * rng.normal(size=DIM) / np.sqrt(DIM))
+
+    taught = [(draw(s), s) for s in (0, 1) for _ in range(4)]
+    truth = np.array([0, 1] * 6)
+    names = [f"{s:03d}" for _, s in taught]
+    ballot = Ballot.of(range(8), names, np.float32([vector for vector, _ in taught]))
+    return Seen(ballot, np.float32([draw(int(s)) for s in truth]), truth, np.float32(unit(rng.normal(size=(2, DIM)))))
+
+
+def texts(rng: np.random.Generator) -> TextPairs:
+    draw = lambda centre: np.clip(rng.normal(centre, 0.08, 400), -1, 1)  # noqa: E731
+    return TextPairs(related=draw(0.75), unrelated=draw(0.3), siblings=draw(0.8), strangers=draw(0.25))
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.8])
+def test_fitted_rules_hold_on_tasks_they_have_not_seen(noise: float) -> None:
+    rng = np.random.default_rng(0)
+    rules = fit([task(rng, noise) for _ in range(30)], texts(rng))
+    quality = judge([task(rng, noise) for _ in range(30)], texts(rng), rules)
+    assert quality.accuracy + quality.abstained + quality.wrong == pytest.approx(1)
+    assert quality.wrong < 0.03
+    assert quality.abstained < 0.08
+    assert quality.foreign_abstained > 0.9
+    assert quality.calibration_error < 0.1
+    assert quality.questions_answered > 0.95
+    assert quality.siblings_joined > 0.95
+    assert quality.strangers_joined < 0.05
+
+
+def test_a_question_is_rather_answered_than_met_with_silence() -> None:
+    rng = np.random.default_rng(0)
+    rules = fit([task(rng, 0.3)], texts(rng))
+    assert np.quantile(texts(rng).unrelated, 0.7) < rules.text_floor < np.quantile(texts(rng).related, 0.02)
+
+
+def test_answers_are_states_or_minus_one() -> None:
+    rng = np.random.default_rng(3)
+    seen = task(rng, 0.3)
+    rules = fit([seen], texts(rng))
+    assert (answering.answers(seen, rules) == seen.truth).mean() > 0.9
+    strange = Seen(seen.ballot, seen.foreign, np.array([0, 1]), seen.foreign)
+    assert answering.answers(strange, rules).tolist() == [-1, -1]
+
+
+def test_calibration_error_is_the_gap_between_saying_and_being() -> None:
+    sure = np.full(100, 0.85)
+    assert calibration_error(sure, np.arange(100) < 85) == pytest.approx(0, abs=1e-9)
+    assert calibration_error(sure, np.arange(100) < 35) == pytest.approx(0.5)
+
+
+def test_text_pairs_tell_own_things_from_others() -> None:
+    def embed(said: list[str]) -> np.ndarray:
+        """A bag of words: own things share words, others do not."""
+        words = sorted({word for topic in chosen for state in topic.states for word in state[0].split()})
+        return unit(np.float32([[word in text.strip("?").split() for word in words] for text in said]) + 1e-6)
+
+    chosen = [t for t in topics() if " " not in t.name][:8]
+    found = text_pairs(chosen, embed)
+    assert found.related.mean() > found.unrelated.mean()
+    assert len(found.related) == sum(len(topic.questions) for topic in chosen)
+
+
+def test_topics_are_distinct_and_ask_about_what_they_say() -> None:
+    every: list[Topic] = topics()
+    assert len({topic.name for topic in every} | {"x"}) > 100
+    for topic in every:
+        assert len(topic.states) == 2
+        assert all(question.endswith("?") for question in topic.questions)
