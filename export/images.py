@@ -9,10 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures
 
 from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data.scenes import material, object_scenes
+from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
 from edge_ravlm.export.recipe import Recipe
 from edge_ravlm.export.teachers.weights import package_source

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from edge_ravlm.export.distil import DistilSettings
 
 from edge_ravlm.errors import DataError
+from edge_ravlm.export.distil import DistilSettings
 from edge_ravlm.export.parity import Gate
 from edge_ravlm.preprocess import Side
 
@@ -104,12 +104,13 @@ def read_recipe(path: str | Path) -> tuple[Recipe, bytes]:
     Raises:
         DataError: no such file, no TOML, an unknown key or a value out of range; the message names it.
     """
-    builtin = package_files("edge_ravlm.export") / "recipes" / f"{path}.toml"
+    shipped = Path(str(package_files("edge_ravlm.export"))) / "recipes"
+    known = sorted(file.stem for file in shipped.glob("*.toml"))
+    own = Path(path)
     try:
-        data = Path(path).read_bytes() if Path(path).is_file() or not builtin.is_file() else builtin.read_bytes()
+        data = (shipped / f"{path}.toml" if str(path) in known and not own.is_file() else own).read_bytes()
         return msgspec.toml.decode(data, type=Recipe), data
     except OSError as error:
-        known = sorted(file.name.removesuffix(".toml") for file in builtin.parent.iterdir())  # type: ignore[attr-defined]
         raise DataError(
             f"recipe '{path}'",
             expected=f"a TOML file or one of {', '.join(known)}",

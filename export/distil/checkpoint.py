@@ -137,4 +137,6 @@ def _refused(folder: Path, error: Exception) -> StorageError:
 
 
 def _foreign(path: Path, expected: str, got: str) -> DataError:
-    return DataError(f"checkpoint '{path}'", expected=expected, got=got, do="delete it to start again, or undo the change")
+    return DataError(
+        f"checkpoint '{path}'", expected=expected, got=got, do="delete it to start again, or undo the change"
+    )

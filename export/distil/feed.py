@@ -48,7 +48,9 @@ def squares(pictures: Sequence[Pixels], side: int) -> Tensor:
     return torch.from_numpy(np.concatenate([shape(Frame(picture)) for picture in pictures]))
 
 
-def feed(pictures: Pictures, sides: Sides, parts: Iterable[tuple[int, int]], size: int, workers: int) -> Iterator[Inputs]:
+def feed(
+    pictures: Pictures, sides: Sides, parts: Iterable[tuple[int, int]], size: int, workers: int
+) -> Iterator[Inputs]:
     """Inputs in order, ``workers`` of them made ahead.
 
     Args:

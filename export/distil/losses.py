@@ -20,7 +20,8 @@ def relational_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference of the batch's similarity matrices, per picture (Tung & Mori 2019, arXiv:1907.09682).
 
     Args:
-        student, teacher: float32 [n, dim] of unit length.
+        student: float32 [n, dim] of unit length.
+        teacher: the same.
     """
     difference = student @ student.T - teacher @ teacher.T
     return difference.square().sum() / len(student)
@@ -30,7 +31,8 @@ def token_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - cosine over the cells of the student's grid; the teacher's grid is resized to it.
 
     Args:
-        student, teacher: float32 [n, cells, c], the cells of a square grid row by row.
+        student: float32 [n, cells, c], the cells of a square grid row by row.
+        teacher: the same, perhaps of another square grid.
     """
     return (1 - functional.cosine_similarity(student, resized(teacher, student.shape[1]), dim=2)).mean()
 
@@ -65,7 +67,7 @@ def resized(tokens: Tensor, cells: int) -> Tensor:
             got=f"{tokens.shape[1]} teacher tokens and {cells} student tokens",
             do="set distil.tokens = 0 to learn from the embedding alone",
         )
-    grid = tokens.transpose(1, 2).unflatten(2, (old, old))
+    grid = tokens.transpose(1, 2).reshape(len(tokens), -1, old, old)
     smooth = functional.interpolate(grid, (new, new), mode="bilinear", antialias=new < old, align_corners=False)
     return smooth.flatten(2).transpose(1, 2)
 
@@ -83,5 +85,8 @@ def ridge(inputs: Tensor, targets: Tensor, damping: float) -> Tensor:
     """
     exact = inputs.double()
     gram = exact.T @ exact
-    gram += damping * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram, exact.T @ targets.double()).float()
+    gram += (
+        damping * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    )
+    solution: Tensor = torch.linalg.solve(gram, exact.T @ targets.double())
+    return solution.float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,13 @@ from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data.scenes import Material, background, object_scene, paste, weather
 from edge_ravlm.frames import Pixels, read_image
 
+_log = logging.getLogger(__name__)
+
 _HELD_OUT = 2**40
 """A step that no training reaches: the held-out pictures' random numbers."""
+
+_MOST_HELD_OUT = 256
+"""More would cost time at every look and tell no more."""
 
 _FEWEST = 8
 """A folder needs at least as many readable pictures."""
@@ -119,8 +124,8 @@ class FolderPictures:
         captions: Sequence[str] | None = None,
         longest: int = 640,
     ) -> None:
-        broken = [path for path in paths if not _readable(path)]
-        kept = [row for row, path in enumerate(paths) if path not in set(broken)]
+        kept = [row for row, path in enumerate(paths) if _readable(path)]
+        broken = sorted(set(paths).difference(paths[row] for row in kept))
         if len(kept) < _FEWEST:
             raise DataError(
                 "pictures to learn from",
@@ -129,19 +134,18 @@ class FolderPictures:
                 do="add pictures or replace the broken ones",
             )
         if broken:
-            warnings.warn(f"left out {len(broken)} broken pictures: {_names(broken)}", stacklevel=2)
+            _log.warning("left out %d pictures that cannot be read: %s", len(broken), _names(broken))
         order = [kept[int(row)] for row in np.random.default_rng(seed).permutation(len(kept))]
-        count = max(1, round(len(order) * held_out))
+        count = min(_MOST_HELD_OUT, max(1, round(len(order) * held_out)))
         self._paths, self._captions, self._seed, self._longest = list(paths), captions, seed, longest
         self.kept, self.learnt = order[:count], order[count:]
 
     def batch(self, step: int, rank: int, size: int) -> Batch:
-        """See ``Pictures``; every picture is used once before any is used again."""
+        """See ``Pictures``."""
         places = range(rank * size, (rank + 1) * size)
-        # A step's parts do not know how large the whole is, so each place of the batch walks an order of its own.
         rows = [self._row(step, place) for place in places]
-        pictures = [augmented(_read(self._paths[row]), np.random.default_rng((self._seed, step, place)))
-                    for row, place in zip(rows, places, strict=True)]  # fmt: skip
+        rngs = [np.random.default_rng((self._seed, step, place)) for place in places]
+        pictures = [augmented(_read(self._paths[row]), rng) for row, rng in zip(rows, rngs, strict=True)]
         return Batch(pictures, self._said(rows))
 
     def held_out(self) -> Batch:
@@ -175,7 +179,7 @@ def augmented(picture: Pixels, rng: np.random.Generator) -> Pixels:
     lit = ((seen.astype(np.float32) - mean) * contrast + mean) * gain.astype(np.float32)
     if rng.random() < 0.2:
         lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.5, 1.5))
-    return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(lit), 0, 255), np.uint8)
 
 
 def _read(path: Path) -> Pixels:

@@ -182,7 +182,10 @@ class _Training:
     def _optimizer(self) -> torch.optim.Optimizer:
         shared = [part for part in self.learner.parameters() if part.ndim > 1]
         single = [part for part in self.learner.parameters() if part.ndim <= 1]
-        groups = [{"params": shared, "weight_decay": self.settings.weight_decay}, {"params": single, "weight_decay": 0.0}]
+        groups = [
+            {"params": shared, "weight_decay": self.settings.weight_decay},
+            {"params": single, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=self.settings.rate)
 
     # -- learning ----------------------------------------------------------------------------------------------
@@ -194,7 +197,9 @@ class _Training:
     def _learn(self, progress: Done | None) -> None:
         settings, shared = self.settings, self._shared()
         steps = range(self.standing.step, settings.steps)
-        parts = ((step, part * self.world.size + self.world.rank) for step in steps for part in range(settings.accumulate))
+        parts = (
+            (step, part * self.world.size + self.world.rank) for step in steps for part in range(settings.accumulate)
+        )
         inputs = feed(self.pictures, self.sides, parts, self.size, settings.workers)
         for step in steps:
             began = time.perf_counter()

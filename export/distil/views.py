@@ -22,7 +22,10 @@ View = Callable[[Sequence[Pixels]], NDArray[np.float32]]
 
 
 def whitened(
-    teacher: ImageTeacher, pictures: Pictures, dim: int, settings: DistilSettings = DistilSettings()  # noqa: B008 (frozen)
+    teacher: ImageTeacher,
+    pictures: Pictures,
+    dim: int,
+    settings: DistilSettings = DistilSettings(),  # noqa: B008 (frozen)
 ) -> View:
     """The teacher's embedding as the student aims at it, fitted on the same pictures as in ``distil``.
 

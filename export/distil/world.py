@@ -80,7 +80,7 @@ def joined(device: str) -> Iterator[World]:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
+        if name == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

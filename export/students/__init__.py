@@ -60,7 +60,9 @@ def _plain(widths: tuple[int, ...], depths: tuple[int, ...]) -> Callable[[int], 
 
 
 _KINDS = (
-    StudentKind("efficientnet-lite0", "depthwise", 224, 5, lambda side: lite_backbone(0, side), ("efficientnet-lite0",)),
+    StudentKind(
+        "efficientnet-lite0", "depthwise", 224, 5, lambda side: lite_backbone(0, side), ("efficientnet-lite0",)
+    ),
     StudentKind("repvgg-a0", "plain", 224, 4, _plain((48, 48, 96, 192, 1280), (2, 4, 14, 1))),
     StudentKind("repvgg-small", "plain", 192, 2, _plain((32, 32, 64, 128, 320), (2, 4, 8, 1))),
     StudentKind("efficientnet-lite0-128", "tiny", 128, 3, lambda side: lite_backbone(0, side), ("efficientnet-lite0",)),

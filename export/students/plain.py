@@ -92,7 +92,8 @@ class _Fused(nn.Module):
 def _folded(kernel: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Kernel and bias, float64, of a convolution without bias followed by its BatchNorm in ``eval`` mode."""
     mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None and variance is not None, "made with running statistics above"  # noqa: S101, PT018
+    if mean is None or variance is None:
+        raise ValueError("a BatchNorm without running statistics cannot be folded")
     weight, bias = fuse_conv_bn_weights(
         kernel.double(), None, mean.double(), variance.double(), norm.eps, norm.weight.double(), norm.bias.double()
     )

@@ -1,0 +1,105 @@
+"""The README is true: its code runs, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import cyclopts
+import msgspec
+import pytest
+
+from edge_ravlm.cli import build_app, run
+from edge_ravlm.runtime.apps.demo import load_clip
+from edge_ravlm.runtime.camera import open_camera
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+STILLS = {14: "closed.jpg", 82: "open.jpg", 90: "now.jpg"}
+
+NOT_RUN = ("edge-ravlm export", "edge-ravlm bundle verify my-bundle", "edge-ravlm run --source rtsp:")
+"""Lines that need the export extra, hours or a camera: their arguments are checked, they are not run."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def command_lines() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    assert all(line.startswith("edge-ravlm ") for line in lines)
+    return lines
+
+
+def commands(app: cyclopts.App, prefix: str = "edge-ravlm") -> Iterator[str]:
+    """The full names of all commands below an app."""
+    names = [name for name in app if not name.startswith("-")]
+    if not names:
+        yield prefix
+    for name in names:
+        yield from commands(app[name], f"{prefix} {name}")
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the three pictures that the README speaks of."""
+    with open_camera(load_clip()[0]) as camera:
+        for frame in camera.frames():
+            if frame.index in STILLS:
+                assert cv2.imwrite(str(tmp_path / STILLS[frame.index]), frame.pixels)
+            if frame.index == max(STILLS):
+                break
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_example_runs_and_answers(gate: Path) -> None:
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line]) <= 10
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["answer"].text == "the gate is open"
+    assert names["answer"].evidence[0].text == "the gate is open"
+    assert (gate / "home.memory").is_dir()
+
+
+def test_the_shell_examples_run_and_answer(gate: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in command_lines():
+        if not line.startswith(NOT_RUN):
+            assert run(shlex.split(line)[1:]) == 0, line
+    assert capsys.readouterr().out.count("the gate is open") >= 2
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_the_command_line_understands_every_example(line: str) -> None:
+    build_app().parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+
+
+def test_the_list_of_commands_is_the_list_of_commands() -> None:
+    listed = set(re.findall(r"`(edge-ravlm [a-z ]+)`", TEXT.partition("## Commands")[2].partition("\n\nEvery")[0]))
+    assert listed == set(commands(build_app()))
+
+
+def test_make_knows_every_target_that_is_named() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)", TEXT, re.MULTILINE))
+    named = {either or other for either, other in named}
+    assert {"demo", "test", "setup", "check", "data"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:.*##", makefile, re.MULTILINE), target
+
+
+def test_extras_that_are_named_exist() -> None:
+    extras = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]["optional-dependencies"]
+    assert set(re.findall(r"edge-ravlm\[([a-z-]+)\]", TEXT)) <= extras.keys()
+
+
+def test_links_and_scripts_lead_somewhere() -> None:
+    linked = re.findall(r"\]\(([^)#]+)\)", TEXT) + re.findall(r"\bbenchmarks/\w+\.py", TEXT)
+    assert len(linked) > 4
+    for path in linked:
+        assert (ROOT / path).is_file(), path
