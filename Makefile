@@ -2,6 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SHELL  := /bin/bash -o pipefail
+
+# pip, one line for each file that it fetches: nothing is drowned, and torch's minutes are not silent.
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(1) \
+  | sed -un 's/^ *\(Downloading\|Using cached\) /  \1 /p; s/^Installing collected .*/  Installing/p'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check data clean
@@ -15,11 +20,13 @@ $(VENV)/.runtime: pyproject.toml
 	  { echo "python: expected 3.10 or newer, got $$($(PYTHON) --version 2>&1); run make PYTHON=/path/to/python3.12." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "venv: expected Python's venv module, got none; run: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@echo "Setting up $(VENV) with what the runtime needs."
+	@$(call INSTALL,--editable .)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Setting up $(VENV) for development: torch is large, this takes some minutes."
+	@$(call INSTALL,--constraint constraints.txt --editable '.[dev]')
 	@touch $@
 
 setup: $(VENV)/.dev  ## .venv with everything for development

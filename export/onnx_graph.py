@@ -36,7 +36,7 @@ def image_graph(student: ImageStudent, preprocess: Preprocess) -> onnx.ModelProt
 def teacher_graph(teacher: ImageTeacher, preprocess: Preprocess) -> bytes:
     """A teacher as ONNX with the input ``image``, to time it as a user would run it."""
     example = torch.zeros((2, preprocess.height, preprocess.width, 3), dtype=torch.uint8)
-    return bytes(_traced(_Embedding(teacher), example).SerializeToString())
+    return bytes(_traced(_Embedding(teacher).eval(), example).SerializeToString())
 
 
 class _Embedding(nn.Module):

@@ -20,20 +20,19 @@ import msgspec
 import numpy as np
 import onnx
 import torch
-from edge_ravlm.export.distil import distil, whitened
-from edge_ravlm.export.engines import build as build_engines
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from edge_ravlm.bundle import Bundle, write_bundle
-from edge_ravlm.errors import BundleError
+from edge_ravlm.errors import BundleError, needs_extra
 from edge_ravlm.export import answering, parity
 from edge_ravlm.export.data import corpus
+from edge_ravlm.export.distil import distil, whitened
 from edge_ravlm.export.images import Gathered, fingerprint, gather
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import image_graph, teacher_graph
-from edge_ravlm.export.quantize import cpu_u8, trt_s8
+from edge_ravlm.export.quantize import quantizer
 from edge_ravlm.export.quantize.sensitivity import layer_gains
 from edge_ravlm.export.recipe import Recipe
 from edge_ravlm.export.report import report_files
@@ -67,7 +66,6 @@ Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
 BASE = "cpu-u8"
 """The flavour that every bundle holds: where a device's own flavour cannot run, this one answers."""
 
-QUANTIZERS = {"cpu-u8": cpu_u8.quantize, "trt-s8": trt_s8.quantize}
 SESSIONS: Mapping[str, dict[str, Any]] = {
     "cpu-u8": {"backend": "onnxruntime", "graph_optimization": "all"},
     # ONNX Runtime's optimizer ruins strongly typed INT8 + FP16 graphs: its stand-in session must not optimize.
@@ -227,7 +225,7 @@ class _Job:
         found = {f"models/text.{BASE}.onnx": static_text.to_onnx_int8(self.text_student)}
         for name, flavor in self.flavors.items():
             with self.bar(f"quantizing for {name}", 2 * len(inputs)) as advance:
-                quantized = QUANTIZERS[name](
+                quantized = quantizer(name)(
                     self.original, inputs, advance=advance, keep_float=self.recipe.quantize.keep_float.get(name, ())
                 )
             found[flavor.image.file] = quantized.SerializeToString()
@@ -336,12 +334,15 @@ class _Job:
         """Built ahead of time where the target's library can do that without its GPU."""
         if self.target.engine != "tensorrt_rtx":
             return []
+        with needs_extra("export"):
+            from edge_ravlm.export.engines import build as build_engines  # noqa: PLC0415  # a GPU target's library
+
         file = self.flavors[self.target.flavor].image.file
         with self.bar(f"building engines for {self.target.name}", None):
             return build_engines(self.models[file], file, self.target)
 
     def sensitivity(self, flavor: str) -> dict[str, float]:
-        """By layer, the cosine that comes back when it alone is not quantized; worth its minutes when the gate fails."""
+        """By layer, the cosine that comes back when it alone stays in floats; worth its minutes when the gate fails."""
         shipped = self.embedder(flavor)
         quantized = onnx.load_model_from_string(shipped.model)
         pictures = self.gathered.calibration[:16]

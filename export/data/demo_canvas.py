@@ -28,8 +28,6 @@ BAY = np.array([[3.19, 7.98], [5.65, 8.40], [4.81, 13.23], [2.35, 12.80]])
 BAY_CENTRE = (4.0, 10.6)
 GROUND, GROUND_PX = (-16.0, 16.0, 5.0, 36.0), 60
 
-# Moments at which each thing starts to change, and the state it changes to.
-
 
 class Part(NamedTuple):
     """A piece in the world: points (N, 3); a line `width` m thick, or a polygon if 0."""
@@ -192,10 +190,15 @@ def stamp(texture: Array, cover: Array, area: Any, ragged: Array | None = None) 
 
 def scratch(texture: Array, points: Any, width: float, gain: float) -> None:
     """Multiplies the brightness of a ground texture by gain along a line width m wide."""
-    mask = np.zeros(texture.shape[:2], np.float32)
-    cv2.polylines(mask, [ground_px(points)], False, 1.0, max(1, round(width * GROUND_PX)), cv2.LINE_AA)
+    line, thick = ground_px(points), max(1, round(width * GROUND_PX))
+    x, y, w, h = cv2.boundingRect(line)
+    pad = thick + 8  # the blur reaches 4 px
+    left, top = max(0, x - pad), max(0, y - pad)
+    area = texture[top : y + h + pad, left : x + w + pad, :3]
+    mask = np.zeros(area.shape[:2], np.float32)
+    cv2.polylines(mask, [line - (left, top)], False, 1.0, thick, cv2.LINE_AA)
     mask = cv2.GaussianBlur(mask, (0, 0), 1.0)[..., None] * (gain - 1) + 1
-    texture[..., :3] = (texture[..., :3] * mask).clip(0, 250).astype(np.uint8)
+    area[:] = (area * mask).clip(0, 250).astype(np.uint8)
 
 
 def band(x0: float, x1: float, y0: float, y1: float) -> list[tuple[float, float]]:

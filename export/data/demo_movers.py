@@ -28,6 +28,7 @@ from edge_ravlm.export.data.demo_canvas import (
     to_ground,
 )
 
+# Moments (s) at which each thing starts to change, and the state it changes to.
 GATE_PLAN = [
     (-9.0, "closed"),
     (6.0, "open"),

@@ -16,7 +16,8 @@ from typing import Literal
 
 import msgspec
 
-from edge_ravlm.errors import DataError, StorageError
+from edge_ravlm.console import complain, say
+from edge_ravlm.errors import DataError, EdgeRavlmError, StorageError
 
 VTEST = "usr/share/doc/opencv-doc/examples/data/vtest.avi"
 """Path of the surveillance clip inside ``fetch("opencv-doc")``."""
@@ -55,12 +56,20 @@ def fetch(name: str) -> Path:
     """The unpacked package's folder, downloaded first if it is not in the cache.
 
     Raises:
-        DataError: the registry does not have it, or what came is not what was expected.
+        DataError: an unknown name, the registry does not have it, or what came is not what was expected.
+        StorageError: the cache cannot be written.
     """
-    folder = cached(name)
+    known = packages()
+    if name not in known:
+        raise DataError(
+            f"package '{name}'",
+            expected="one that packages.toml lists",
+            got="another name",
+            do=f"choose from {', '.join(known)}",
+        )
+    folder, package = cached(name), known[name]
     if folder is not None:
         return folder
-    package = packages()[name]
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f".{name}.") as scratch:
@@ -69,6 +78,8 @@ def fetch(name: str) -> Path:
             _check_files(package, unpacked)
             unpacked.replace(cache_folder() / name)  # whole or not at all
     except OSError as error:
+        if cached(name) is not None:  # another process was faster
+            return cache_folder() / name
         raise StorageError(
             f"cache '{cache_folder()}'",
             expected="a folder that can be written",
@@ -137,12 +148,16 @@ def _check_hash(path: Path, sha256: str) -> None:
         )
 
 
-def main(names: Iterable[str] = ()) -> None:
-    """``python -m edge_ravlm.export.data.packages NAME …``: fetch, and say where each lies."""
-    for name in names or packages():
-        sys.stdout.write(f"{name}: {fetch(name)}\n")
-        sys.stdout.flush()
+def main(names: Iterable[str] = ()) -> int:
+    """``python -m edge_ravlm.export.data.packages NAME …``: fetch, and say where each lies; returns the exit code."""
+    try:
+        for name in names or packages():
+            say(f"{name}: {fetch(name)}")
+    except EdgeRavlmError as error:
+        complain(str(error))
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

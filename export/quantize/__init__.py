@@ -1,22 +1,40 @@
-"""Quantization, one file per flavour; each has ``quantize(model, images, advance, keep_float=…)``."""
+"""Quantization, one file per flavour, named after it; each has the same ``quantize``."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
 
-import onnx
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
 
-from edge_ravlm.errors import DataError
+
+class Quantize(Protocol):
+    """What every flavour's file has as ``quantize``."""
+
+    def __call__(
+        self,
+        model: onnx.ModelProto,
+        images: Sequence[NDArray[np.uint8]],
+        advance: Callable[[], object] = ...,
+        *,
+        keep_float: Collection[str] = (),
+    ) -> onnx.ModelProto:
+        """Quantize a full-precision model with the input ``image``, uint8 [n, h, w, 3].
+
+        Args:
+            model: left as it is.
+            images: calibration inputs, uint8 [1, h, w, 3] each.
+            advance: called as the work goes on, twice per image.
+            keep_float: names of convolutions that stay in floating point.
+        """
+        ...
 
 
-def check_layers(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Refuse names that no convolution has, such as a recipe's that was written for another student."""
-    known = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(
-            f"layer '{unknown[0]}'",
-            expected=f"a convolution's name, such as '{known[0]}' or '{known[-1]}'",
-            got="no such layer",
-            do="correct quantize.keep_float in the recipe",
-        )
+def quantizer(flavor: str) -> Quantize:
+    """The function of a flavour, its libraries imported only now."""
+    module = import_module(f"edge_ravlm.export.quantize.{flavor.replace('-', '_')}")
+    return cast(Quantize, module.quantize)

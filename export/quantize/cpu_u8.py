@@ -7,8 +7,10 @@ plain 8-bit ones saturate on CPUs without VNNI.
 
 from __future__ import annotations
 
+import io
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edge_ravlm.export.onnx_graph import prune
-from edge_ravlm.export.quantize import check_layers
+from edge_ravlm.export.quantize.keep_float import check_layers, shield
 from edge_ravlm.export.quantize.moments import Convolution, convolutions, second_moments
 from edge_ravlm.export.quantize.weights import pair_safe_scales, round_for_inputs, symmetric_scales
 from edge_ravlm.export.students.image import MEAN, STD
@@ -61,22 +63,25 @@ def quantize(
         plain, ready, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "quantized"))
         onnx.save(model, plain)
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        quantize_static(
-            ready,
-            quantized,
-            _Reader(images, advance),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=_METHODS[calibration],
-            nodes_to_exclude=list(keep_float),
-            op_types_to_quantize=["Conv", "Clip", "Add"],
-        )
+        with redirect_stdout(io.StringIO()):  # "percentile" and "entropy" print what they are at
+            quantize_static(
+                ready,
+                quantized,
+                _Reader(images, advance),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                calibrate_method=_METHODS[calibration],
+                nodes_to_exclude=list(keep_float),
+                op_types_to_quantize=["Conv", "Clip", "Relu", "Add"],
+                extra_options={"CalibStridedMinMax": 1},  # one image's tensors in memory at a time
+            )
         prepared, result = onnx.load(ready), onnx.load(quantized)
     moments = second_moments(prepared, images, advance)
     start_on_bytes(result.graph)  # first: the scales of biases follow from those of inputs
     round_weights(result.graph, convolutions(prepared.graph), moments)
+    shield(result.graph, keep_float)
     return result
 
 
@@ -124,11 +129,17 @@ def rounded_weights(
 
 class _Reader(CalibrationDataReader):
     def __init__(self, images: Sequence[NDArray[np.uint8]], advance: Callable[[], object]) -> None:
-        self._images: Iterator[NDArray[np.uint8]] = iter(images)
-        self._advance = advance
+        self._images, self._advance = images, advance
+        self._wanted = iter(images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._wanted = iter(self._images[start_index:end_index])
 
     def get_next(self) -> Any:  # ONNX Runtime's base class says dict, and means dict or None
-        image = next(self._images, None)
+        image = next(self._wanted, None)
         if image is None:
             return None
         self._advance()

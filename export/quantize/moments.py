@@ -84,7 +84,7 @@ class Convolution:
 
 
 def convolutions(graph: onnx.GraphProto) -> list[Convolution]:
-    """The graph's convolutions in its order."""
+    """The graph's convolutions in its order; raises DataError for one of a kind that cannot be quantized here."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     return [_convolution(node, constants) for node in graph.node if node.op_type == "Conv"]
 
@@ -139,12 +139,20 @@ def _convolution(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
             do="export the network with its BatchNorms folded",
         )
     weight, bias = (np.array(numpy_helper.to_array(constants[name])) for name in node.input[1:])
+    groups = given.get("group", 1)
+    if groups > 1 and (groups != len(weight) or weight.shape[1] > 1):
+        raise DataError(
+            f"convolution '{node.name}'",
+            expected="one group, or a group for every channel",
+            got=f"{groups} groups, {len(weight)} output channels, {weight.shape[1]} input channels a group",
+            do="use ordinary and depthwise convolutions in the network",
+        )
     return Convolution(
         source=node.input[0],
         weight_name=node.input[1],
         weight=weight,
         bias=bias,
-        groups=given.get("group", 1),
+        groups=groups,
         strides=tuple(given.get("strides", (1, 1))),
         pads=tuple(given.get("pads", (0, 0, 0, 0))),
     )

@@ -404,9 +404,15 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-@pytest.mark.parametrize("call", ["mkdir", "fsync", "rename"])
+@pytest.mark.parametrize(("where", "call"), [(os, "mkdir"), (os, "fsync"), (Path, "replace")])
 def test_a_disk_that_refuses_leaves_nothing_half_written(
-    tmp_path: Path, manifest: Manifest, contents: Files, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+    tmp_path: Path,
+    manifest: Manifest,
+    contents: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    where: object,
+    call: str,
+    code: int,
 ) -> None:
     """chmod does not bind root, so refusals are injected."""
 
@@ -414,7 +420,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "replace" if call == "rename" else call, refuse)
+        patched.setattr(where, call, refuse)
         with pytest.raises(StorageError, match=os.strerror(code)):
             write_bundle(tmp_path / "b", manifest, contents)
     assert list(tmp_path.iterdir()) == []

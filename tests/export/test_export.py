@@ -1,0 +1,199 @@
+"""A whole export in small: a folder of pictures becomes a bundle that the runtime answers with, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+import edge_ravlm
+from edge_ravlm.bundle import Bundle
+from edge_ravlm.errors import BundleError, DataError
+from edge_ravlm.export import pipeline
+from edge_ravlm.export.parity import GateError
+from edge_ravlm.export.recipe import Recipe, read_recipe
+from edge_ravlm.targets import target
+
+pytestmark = pytest.mark.export
+
+RECIPE = """
+name = "small"
+[images]
+source = "pictures"
+calibration = 24
+[student]
+kind = "repvgg-tiny"
+side = 64
+dim = 24
+[distil]
+fit_pictures = 64
+[text]
+corpus = "corpus.txt"
+vocab = 300
+dim = 16
+[gate]
+cosine_mean = 0.9
+cosine_p1 = 0.8
+recall1_loss = 0.1
+recall10_loss = 0.1
+cross_recall1_loss = 0.1
+answer_agreement = 0.7
+speedup_vs_fp32 = 0.0
+text_cosine_mean = 0.98
+"""
+
+
+@contextmanager
+def no_bar(_what: str, _total: int | None) -> Iterator[object]:
+    yield lambda **_: None
+
+
+class ToyTeacher:
+    """A sentence teacher without weights: words hashed to directions."""
+
+    name, dim, sources = "toy", 24, ()
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        self.tokenizer_json = tokenizer_json
+
+    def embed(self, texts: list[str], batch_size: int = 64, progress: object = None) -> np.ndarray:
+        return np.float32([self._vector(text.split()) for text in texts])
+
+    def embed_ids(self, ids: list[list[int]], batch_size: int = 64, progress: object = None) -> np.ndarray:
+        return np.float32([self._vector([str(i) for i in row]) for row in ids])
+
+    def _vector(self, words: list[str]) -> np.ndarray:
+        summed = sum(np.random.default_rng([*word.encode()]).normal(size=self.dim) for word in words or ["?"])
+        return summed / np.linalg.norm(summed)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, a corpus and 120 pictures of coloured shapes."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(120):
+        picture = np.full((90, 120, 3), rng.integers(0, 256, 3), np.uint8)
+        for _ in range(3):
+            colour, centre = rng.integers(0, 256, 3).tolist(), rng.integers(10, 90, 2).tolist()
+            cv2.circle(picture, centre, int(rng.integers(8, 30)), colour, -1)
+        assert cv2.imwrite(str(folder / f"pictures/{number}.png"), picture)
+    things, states = ("gate", "door", "lamp", "dog", "oven"), ("open", "closed", "red", "here", "gone", "warm")
+    (folder / "corpus.txt").write_text("\n".join(f"the {t} is {s}" for t in things for s in states))
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_teacher() -> Iterator[None]:
+    """In place of a teacher that would have to be fetched; and a student is traced once for all exports."""
+    tokenizer = Bundle.open("starter").read("tokenizer.json").decode()
+    spec = json.loads(tokenizer)
+    size = len(spec["model"]["vocab"])
+    spec["model"]["vocab"] |= {"[CLS]": size, "[SEP]": size + 1}
+    teacher = ToyTeacher(json.dumps(spec).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "text_teacher", lambda _name: teacher)
+        graphs: list[onnx.ModelProto] = []
+        traced = pipeline.image_graph
+        patch.setattr(
+            pipeline, "image_graph", lambda *a: graphs[0] if graphs else graphs.append(traced(*a)) or graphs[0]
+        )
+        yield
+
+
+def export(base: Path, out: Path, **options: object) -> Bundle:
+    recipe, data = read_recipe(base / "recipe.toml")
+    recipe = msgspec.structs.replace(recipe, **options.pop("changed", {}))
+    return pipeline.export(recipe, data, target("cpu-x86"), out, base=base, bar=no_bar, **options)
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def made(base: Path, toy_teacher: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by an export that was interrupted before the gate, and went on where it was."""
+    out = tmp_path_factory.mktemp("made") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.parity, "judge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export(base, out)
+        assert not out.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.static_text, "distil", stop)  # its result was kept
+        export(base, out)
+    return out
+
+
+def test_the_bundle_is_whole_and_says_what_it_is(made: Path, base: Path) -> None:
+    bundle = Bundle.open(made)
+    assert bundle.verify() > 0
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.target, manifest.image_space.dim, manifest.text_space.dim) == (
+        "small",
+        "cpu-x86",
+        24,
+        16,
+    )
+    assert set(manifest.flavors) == {"cpu-u8"}
+    assert bundle.read("recipe.toml") == (base / "recipe.toml").read_bytes()
+    assert not manifest.parity["cpu-u8"].below_gate
+    report = json.loads(bundle.read("parity/cpu-u8.json"))
+    assert report["images"] == manifest.parity["cpu-u8"].images == len(report["cosines"])
+    assert not list(made.parent.glob(".*"))  # the work folder is gone
+
+
+def test_the_runtime_answers_with_it(made: Path, base: Path) -> None:
+    one, other = (edge_ravlm.read_image(base / f"pictures/{n}.png") for n in (3, 77))
+    with edge_ravlm.load(made, threads=1) as ravlm:
+        ravlm.remember(one, "the gate is open")
+        ravlm.remember(other, "the gate is closed")
+        assert ravlm.ask(other, "the gate is closed", budget_ms=5000).evidence[0].text == "the gate is closed"
+
+
+def test_a_full_folder_is_left_alone(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(BundleError, match="new or empty"):
+        export(base, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_missed_limit_stops_the_export_and_can_only_be_overruled_on_record(base: Path, tmp_path: Path) -> None:
+    recipe: Recipe = read_recipe(base / "recipe.toml")[0]
+    strict = {"gate": msgspec.structs.replace(recipe.gate, cosine_mean=1.1)}
+    with pytest.raises(GateError, match=r"cosine_mean expected at least 1\.1.*keep layer"):
+        export(base, tmp_path / "out", changed=strict)
+    assert not (tmp_path / "out").exists()
+    bundle = export(base, tmp_path / "out", changed=strict, allow_below_gate=True)
+    assert bundle.manifest.parity["cpu-u8"].below_gate
+    assert "cosine_mean" in json.loads(bundle.read("parity/cpu-u8.json"))["failures"][0]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [("nowhere", "no such folder"), (".", "none there"), ("few", "got 1 and 2"), ("broken", "got 0 and 0")],
+)
+def test_pictures_that_cannot_be_used_are_counted_and_named(base: Path, tmp_path: Path, source: str, says: str) -> None:
+    for name in ("few", "broken"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            data = (base / "pictures/1.png").read_bytes() if name == "few" else b"no picture"
+            (tmp_path / name / f"{number}{'x' * number}.png").write_bytes(data)
+    if source == ".":
+        (tmp_path / "empty").mkdir()
+        source = "empty"
+    recipe, data = read_recipe(base / "recipe.toml")
+    changed = msgspec.structs.replace(recipe, images=msgspec.structs.replace(recipe.images, source=source))
+    with pytest.raises(DataError, match=says):
+        pipeline.export(changed, data, target("cpu-x86"), tmp_path / "out", base=tmp_path, bar=no_bar)
+    assert not (tmp_path / "out").exists()
