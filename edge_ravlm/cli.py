@@ -99,15 +99,21 @@ def verify(bundle: str, /, *, json: bool = False) -> None:
 
 
 @bundle_app.command
-def pack(bundle: str, archive: Path, /) -> None:
+def pack(bundle: str, archive: Path, /, *, json: bool = False) -> None:
     """Write a bundle as one .zip.
 
     Args:
         bundle: a folder, a .zip, or 'starter'.
         archive: the .zip to write.
+        json: print one JSON object.
     """
-    pack_bundle(Bundle.open(bundle), archive)
-    say(f"{archive}: {archive.stat().st_size:,} bytes")
+    opened = Bundle.open(bundle)
+    pack_bundle(opened, archive)
+    size = archive.stat().st_size
+    if json:
+        say_json({"archive": str(archive), "bytes": size, "sha256": opened.sha256})
+    else:
+        say(f"{archive}: {size:,} bytes")
 
 
 def _figure(value: object) -> str:

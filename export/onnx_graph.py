@@ -67,10 +67,10 @@ def _traced(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     assert program is not None  # it is only for dynamo=False
     model = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
-    del model.metadata_props[:]
-    for node in model.graph.node:
-        del node.metadata_props[:]  # stack traces with paths of the machine that exported
-        node.doc_string = ""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]  # stack traces with paths of the machine that exported
+        part.doc_string = ""
     return model
 
 

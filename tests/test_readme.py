@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ def command_lines() -> list[str]:
     return lines
 
 
-def commands(app: cyclopts.App, prefix: str = "edge-ravlm") -> Iterator[str]:
-    """The full names of all commands below an app."""
+def commands(app: cyclopts.App, prefix: str = "edge-ravlm") -> Iterator[tuple[str, Callable[..., Any]]]:
+    """All commands below an app: full names and functions."""
     names = [name for name in app if not name.startswith("-")]
-    if not names:
-        yield prefix
+    if app.default_command is not None:
+        yield prefix, app.default_command
     for name in names:
         yield from commands(app[name], f"{prefix} {name}")
 
@@ -81,7 +82,12 @@ def test_the_command_line_understands_every_example(line: str) -> None:
 
 def test_the_list_of_commands_is_the_list_of_commands() -> None:
     listed = set(re.findall(r"`(edge-ravlm [a-z ]+)`", TEXT.partition("## Commands")[2].partition("\n\nEvery")[0]))
-    assert listed == set(commands(build_app()))
+    assert listed == dict(commands(build_app())).keys()
+
+
+def test_every_command_speaks_json() -> None:
+    for name, function in commands(build_app()):
+        assert "json" in inspect.signature(function).parameters, name
 
 
 def test_make_knows_every_target_that_is_named() -> None:

@@ -88,7 +88,7 @@ def aim_at(embeddings: Tensor, dim: int, strength: float, said: Tensor | None = 
     if said is None:
         return found
     left, _, right = torch.linalg.svd(found(embeddings.cpu()).double().T @ said.double())
-    return Whitening(found.centre, (found.projection.double() @ left @ right).float())
+    return Whitening(found.centre, (found.projection.double() @ left @ right).float().contiguous())
 
 
 def caption_vectors(texts: Texts, captions: Sequence[str], dim: int) -> Tensor:

@@ -140,6 +140,7 @@ class _Training:
     def run(self, progress: Done | None) -> ImageStudent:
         torch.manual_seed(self.settings.seed)
         stored = read(self.folder / CHECKPOINT, self.run_id)
+        self.world.wait()  # nobody writes a checkpoint before all have looked for one
         self._prepare(stored)
         if not self._ended:
             self._learn(progress)
@@ -147,7 +148,7 @@ class _Training:
         if self.world.is_first:
             write(self.folder / STUDENT, self.run_id, {"student": self.best}, self.standing)
         self.world.wait()
-        return self.student.eval()
+        return self.student.cpu().eval()
 
     # -- where it starts ---------------------------------------------------------------------------------------
 
@@ -155,15 +156,15 @@ class _Training:
         if stored is None:
             cell_map = self._fit()
         else:
-            self.aim = Whitening(**stored.groups["aim"])
+            self.aim = Whitening(**{name: part.to(self.world.device) for name, part in stored.groups["aim"].items()})
             cell_map = stored.groups["learner"].get("cell_map")
         self.learner = _Learner(self.student, cell_map).to(self.world.device)
         self.optimizer = self._optimizer()
         if stored is not None:
             self._restore(stored)
         else:
-            self.best = _copied(self.student)
             self._look()
+            self._save()
         self.log = Log(self.folder / LOG, self.standing.step) if self.world.is_first else None
 
     def _fit(self) -> Tensor | None:
@@ -173,9 +174,9 @@ class _Training:
         said = None
         if self.texts is not None and seen.captions:
             said = caption_vectors(self.texts, seen.captions, self.student.dim)
-        self.aim = aim_at(torch.cat(seen.embeddings), self.student.dim, settings.whitening, said)
-        for part in (self.aim.centre, self.aim.projection):
-            self.world.from_first(part)
+        aim = aim_at(torch.cat(seen.embeddings), self.student.dim, settings.whitening, said)
+        device = self.world.device
+        self.aim = Whitening(*(self.world.from_first(part.to(device)) for part in (aim.centre, aim.projection)))
         start(self.student, self.aim, seen, settings.ridge)
         return token_map(seen, settings.ridge)
 
@@ -211,7 +212,7 @@ class _Training:
             self.standing.seconds += time.perf_counter() - began
             if self.log is not None:
                 self.log.add(step=step + 1, **figures, seconds=self.standing.seconds)
-            if looks and self.world.is_first:
+            if looks:
                 self._save()
             if progress is not None:
                 progress(step + 1, settings.steps)
@@ -221,6 +222,8 @@ class _Training:
     def _shared(self) -> nn.Module:
         if self.world.size == 1:
             return self.learner
+        if self.world.device.type == "cuda":  # BatchNorm over the whole batch; torch has that for GPUs only
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
         return DistributedDataParallel(self.learner)
 
     def _update(self, shared: nn.Module, inputs: Iterator[Inputs], step: int) -> dict[str, float]:
@@ -304,6 +307,8 @@ class _Training:
         return loss_now
 
     def _save(self) -> None:
+        if not self.world.is_first:
+            return
         state = self.optimizer.state_dict()["state"]
         moments = {f"{row}.{name}": tensor for row, found in state.items() for name, tensor in found.items()}
         rng = {"cpu": torch.get_rng_state()}
@@ -322,7 +327,7 @@ class _Training:
         self.standing, self.best = stored.standing, dict(stored.groups["best"])
         self.learner.load_state_dict(stored.groups["learner"])
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in stored.groups["optimizer"].items():
+        for name, tensor in stored.groups.get("optimizer", {}).items():
             row, _, member = name.partition(".")
             state.setdefault(int(row), {})[member] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})

@@ -82,6 +82,8 @@ def quantize(
     start_on_bytes(result.graph)  # first: the scales of biases follow from those of inputs
     round_weights(result.graph, convolutions(prepared.graph), moments)
     shield(result.graph, keep_float)
+    for entry in [entry for entry in result.opset_import if entry.domain]:  # ONNX Runtime lists its own, unused
+        result.opset_import.remove(entry)
     return result
 
 

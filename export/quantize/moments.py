@@ -144,7 +144,7 @@ def _convolution(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
         raise DataError(
             f"convolution '{node.name}'",
             expected="one group, or a group for every channel",
-            got=f"{groups} groups, {len(weight)} output channels, {weight.shape[1]} input channels a group",
+            got=f"{groups} groups of {len(weight) // groups} output and {weight.shape[1]} input channels",
             do="use ordinary and depthwise convolutions in the network",
         )
     return Convolution(

@@ -52,4 +52,4 @@ def fit_whitening(embeddings: Tensor, dim: int, strength: float = 0.5) -> Whiten
     _, spread, directions = torch.linalg.svd(exact - centre, full_matrices=False)
     # A direction without spread carries no information: it must not be divided by next to nothing.
     scales = spread[:dim].clamp(min=1e-6 * float(spread[0]) + 1e-12) ** -strength
-    return Whitening(centre.float(), (directions[:dim].T * scales).float())
+    return Whitening(centre.float(), (directions[:dim].T * scales).float().contiguous())

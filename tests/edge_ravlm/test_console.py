@@ -148,7 +148,9 @@ def test_inspect_gives_machines_all_of_it(capsys: Captured) -> None:
 
 def test_pack_and_verify(tmp_path: Path, capsys: Captured) -> None:
     archive = tmp_path / "starter.zip"
-    assert run(["bundle", "pack", "starter", str(archive)]) == 0
+    assert run(["bundle", "pack", "starter", str(archive), "--json"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    assert (packed["bytes"], packed["sha256"]) == (archive.stat().st_size, Bundle.open(STARTER).sha256)
     assert run(["bundle", "verify", str(archive)]) == 0
     assert "all as the manifest lists them" in capsys.readouterr().out
     data = bytearray(archive.read_bytes())

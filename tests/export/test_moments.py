@@ -114,8 +114,8 @@ def test_progress_counts_pictures() -> None:
     [
         (network((5, 4, 3, 3), auto_pad="SAME_UPPER"), "auto_pad"),
         (network((5, 4, 3, 3), bias=False), "2 inputs"),
-        (network((4, 2, 3, 3), group=2), "2 groups of 2"),
-        (network((8, 1, 3, 3), group=4), "4 groups of 2"),
+        (network((4, 2, 3, 3), group=2), "2 groups"),
+        (network((8, 1, 3, 3), group=4), "4 groups"),
     ],
     ids=["auto_pad", "no bias", "grouped", "depth multiplier"],
 )
