@@ -12,6 +12,7 @@
     │   ├── MemoryDamaged     a memory whose bytes are not the ones it wrote
     │   └── SpaceMismatch     a memory made with another encoder
     ├── StorageError          the disk refused: read-only, full, no permission
+    ├── EngineError           a TensorRT engine that cannot be built
     ├── CameraError           a source that cannot be opened or was lost
     └── DataError             input data (label files, import lists, packages) that cannot be used
 
@@ -86,6 +87,10 @@ class SpaceMismatch(MemoryFault):
 
 class StorageError(EdgeRavlmError):
     """The disk refused: read-only, full, or no permission."""
+
+
+class EngineError(EdgeRavlmError):
+    """A TensorRT engine that cannot be built: an operator, the memory or the GPU is not what it takes."""
 
 
 class CameraError(EdgeRavlmError):

@@ -68,6 +68,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         recall: recall@1 and @10 by who embedded: ``teacher``, ``fp32``, ``int8``, ``cross``.
         milliseconds: one picture, one thread, median: by session.
         spread: mean over dimensions of the embeddings' standard deviation; a constant output has 0.
+        sensitivity: by layer, the cosine won back when it alone stays in floating point; empty unless the gate failed.
         failures: one sentence per limit that was missed.
     """
 

@@ -63,7 +63,7 @@ def _page(flavor: str, figures: Figures, gate: Gate, setting: Mapping[str, objec
             "",
             *_table(("one picture, one thread", "median ms"), times),
             *_table(("answering rules, held out", "share"), [f"| {k} | {v:.4f} |" for k, v in quality.items()]),
-            *_table(("layer, quantized alone", "loss of cosine"), [f"| `{k}` | {v:.5f} |" for k, v in worst]),
+            *_table(("layer, kept in floating point", "cosine won back"), [f"| `{k}` | {v:.5f} |" for k, v in worst]),
             *_table(("setting", ""), [f"| {k} | {v} |" for k, v in setting.items()]),
         ]
     )
@@ -95,7 +95,7 @@ def _plots(flavor: str, figures: Figures) -> bytes:
     axes[2].set(title="one picture, one thread", ylabel="median ms")
     if layers:
         axes[3].barh([name[-28:] for name, _ in layers], [loss for _, loss in layers], color="#a87844")
-        axes[3].set(title="quantized alone", xlabel="loss of cosine")
+        axes[3].set(title="kept in floating point", xlabel="cosine won back")
         axes[3].tick_params(axis="y", labelsize=6)
     out = io.BytesIO()
     drawing.savefig(out, format="png", dpi=80, metadata={"Software": None})

@@ -166,10 +166,15 @@ def read_sentences(path: Path) -> list[str]:
     try:
         found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         got = "an empty one"
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        found, got = [], error.strerror or str(error)
+    except UnicodeDecodeError as error:
         found, got = [], str(error)
     if not found:
         raise DataError(
-            f"corpus '{path}'", expected="a UTF-8 file with a sentence a line", got=got, do="correct text.corpus"
+            f"corpus '{path}'",
+            expected="a UTF-8 file with a sentence a line",
+            got=got,
+            do="correct text.corpus in the recipe",
         )
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from edge_ravlm.cache import cache_folder
 from edge_ravlm.console import complain, say
 from edge_ravlm.errors import DataError, EdgeRavlmError, StorageError
 
@@ -38,12 +38,6 @@ def packages() -> dict[str, Package]:
     """All known packages by our name for them."""
     text = (package_files("edge_ravlm.export.data") / "packages.toml").read_bytes()
     return msgspec.toml.decode(text, type=dict[str, Package])
-
-
-def cache_folder() -> Path:
-    """Where packages are unpacked: ``$EDGE_RAVLM_CACHE``, else ``edge-ravlm`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("EDGE_RAVLM_CACHE") or Path(base) / "edge-ravlm")
 
 
 def cached(name: str) -> Path | None:

@@ -128,5 +128,5 @@ if __name__ == "__main__":
     main(
         Path(sys.argv[1]),
         msgspec.json.decode(sys.argv[2], type=Request),
-        lambda: print(file=steps, flush=True),  # noqa: T201  # this is the process's answer
+        lambda: print(file=steps, flush=True),  # this is the process's answer
     )

@@ -49,7 +49,7 @@ class Convolution:
 
         That is kernel row, kernel column, channel: quantized convolutions run channels last.
         """
-        return self.weight.transpose(0, 2, 3, 1).reshape(len(self.weight), -1)
+        return np.asarray(self.weight.transpose(0, 2, 3, 1).reshape(len(self.weight), -1))
 
     def from_rows(self, rows: NDArray[np.int8]) -> NDArray[np.int8]:
         """Int8 rows back in the weights' own shape."""
@@ -79,8 +79,8 @@ class Convolution:
         chosen = windows[:, phase % skip :: skip, phase % skip :: skip]
         places = chosen.shape[1] * chosen.shape[2]
         if self.is_depthwise:
-            return chosen.transpose(0, 3, 4, 1, 2).reshape(len(chosen), -1, places).copy()
-        return chosen.transpose(3, 4, 0, 1, 2).reshape(-1, places).copy()
+            return np.array(chosen.transpose(0, 3, 4, 1, 2).reshape(len(chosen), -1, places))
+        return np.array(chosen.transpose(3, 4, 0, 1, 2).reshape(-1, places))
 
 
 def convolutions(graph: onnx.GraphProto) -> list[Convolution]:

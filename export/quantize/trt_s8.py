@@ -10,6 +10,7 @@ ONNX Runtime runs such a graph rightly only with its optimizations off (``graph_
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -148,7 +149,8 @@ def _run_modelopt(folder: str, request: Request, advance: Callable[[], object]) 
             raise ModuleNotFoundError(name="modelopt")
     command = [sys.executable, "-m", "edge_ravlm.export.quantize.modelopt_process", folder, request.encode()]
     with Path(folder, "log.txt").open("w+", encoding="utf-8") as log:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        own = {**os.environ, "TMPDIR": folder}  # what it forgets to remove goes with the folder
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=own) as process:
             assert process.stdout is not None  # it is a pipe
             try:
                 for _ in process.stdout:

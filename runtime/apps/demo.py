@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -142,7 +143,12 @@ def _meet(ravlm: Ravlm, tally: Tally, frame: Frame, lessons: dict[tuple[int, str
 
 
 def check_sheet(path: Path) -> None:
-    """Raise UsageError unless a picture can be written under that name; to be found out before the clip is watched."""
+    """To be found out before the clip is watched: whether a picture can be written under that name.
+
+    Raises:
+        UsageError: the name does not end like a picture's.
+        StorageError: its folder cannot be made.
+    """
     if not cv2.haveImageWriter(f"sheet{path.suffix or '.jpg'}"):
         raise UsageError(
             f"contact sheet '{path}'",
@@ -150,16 +156,23 @@ def check_sheet(path: Path) -> None:
             got=f"'{path.suffix}'",
             do="end it in .jpg or .png",
         )
+    with _storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_sheet(sheet: Pixels, path: Path) -> None:
-    """Save the contact sheet."""
+    """Save the contact sheet where ``check_sheet`` found that it can be; raises StorageError if the disk refuses."""
     suffix = path.suffix or ".jpg"
     options = [cv2.IMWRITE_JPEG_QUALITY, 88] if suffix.lower() in (".jpg", ".jpeg") else []
     encoded = cv2.imencode(suffix, sheet, options)[1]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _storing(path):
         path.write_bytes(bytes(encoded))
+
+
+@contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"contact sheet '{path}'",

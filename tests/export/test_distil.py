@@ -1,0 +1,358 @@
+"""Distillation on toys: what it learns, that it can be killed and shared, and what it refuses.
+
+``torchrun test_distil.py FOLDER`` trains the toy in several processes; a test does that.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edge_ravlm.errors import DataError, UsageError
+from edge_ravlm.export.distil import Batch, DistilSettings, distil, whitened
+from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, STUDENT
+from edge_ravlm.export.distil.feed import squares
+from edge_ravlm.export.distil.losses import caption_loss, cosine_loss, relational_loss, resized, ridge, token_loss
+from edge_ravlm.export.distil.training import learning_rate
+from edge_ravlm.export.students.image import ImageStudent
+from edge_ravlm.export.students.plain import PlainBackbone
+
+pytestmark = pytest.mark.export
+
+DIM, COLOURS = 6, 12
+
+
+class ToyBackbone(nn.Module):
+    """Two convolutions without BatchNorm, so that a batch can be cut anywhere."""
+
+    channels = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 12, 4, 4), nn.ReLU(), nn.Conv2d(12, 16, 8, 8), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+    def fused(self) -> nn.Module:
+        return self
+
+
+class ToyTeacher:
+    """A random network that is never trained."""
+
+    name, side, dim, sources = "toy", 48, 20, ()
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self._network = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Tanh(), nn.Conv2d(16, 20, 3, 3), nn.Tanh())
+        self.calls = 0
+
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        grid = self._network((pixels.permute(0, 3, 1, 2).float() - 127) / 128)
+        return nn.functional.normalize(grid.mean((2, 3)), dim=1), grid.flatten(2).transpose(1, 2)
+
+
+class Blobs:
+    """Pictures of a coloured disc each, with the colour's number as caption."""
+
+    def __init__(self, captions: bool = False) -> None:
+        self.captions = captions
+        self._colours = np.random.default_rng(3).integers(0, 256, (COLOURS, 3))
+
+    def batch(self, step: int, rank: int, size: int) -> Batch:
+        return self._drawn([(step, place) for place in range(rank * size, (rank + 1) * size)])
+
+    def held_out(self) -> Batch:
+        return self._drawn([(2**50, place) for place in range(24)])
+
+    def _drawn(self, seeds: Sequence[tuple[int, int]]) -> Batch:
+        pictures, said = [], []
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            picture = np.asarray(rng.integers(0, 120, (64, 64, 3)), np.uint8)
+            colour, (y, x) = int(rng.integers(COLOURS)), rng.integers(12, 52, 2)
+            rows, columns = np.ogrid[:64, :64]
+            picture[(rows - y) ** 2 + (columns - x) ** 2 < 150] = self._colours[colour]
+            pictures.append(picture)
+            said.append(str(colour))
+        return Batch(pictures, said if self.captions else None)
+
+
+def texts(captions: Sequence[str]) -> NDArray[np.float32]:
+    table = np.random.default_rng(5).normal(size=(COLOURS, DIM)).astype(np.float32)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    return table[[int(caption) for caption in captions]]
+
+
+def toy_student() -> ImageStudent:
+    torch.manual_seed(0)
+    return ImageStudent(ToyBackbone(), DIM, side=64)
+
+
+def settings(**changes: Any) -> DistilSettings:
+    usual: dict[str, Any] = {"steps": 6, "batch": 8, "fit_pictures": 64, "evaluate_every": 2, "rate": 3e-3}
+    return DistilSettings(**{**usual, **changes})
+
+
+def train(folder: Path, student: ImageStudent | None = None, progress: Any = None, **changes: Any) -> ImageStudent:
+    return distil(student or toy_student(), ToyTeacher(), Blobs(), settings(**changes), folder, progress=progress)
+
+
+def log(folder: Path) -> list[dict[str, str]]:
+    with (folder / LOG).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(one: ImageStudent, other: ImageStudent) -> None:
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+# -- losses ----------------------------------------------------------------------------------------------------
+
+
+def unit(*shape: int) -> Tensor:
+    return nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape))), dim=-1)
+
+
+def test_every_loss_is_zero_for_a_perfect_student_and_not_for_another():
+    goal, other = unit(6, DIM), unit(6, DIM).roll(1, 0)
+    for loss in (cosine_loss, relational_loss):
+        assert float(loss(goal, goal)) == pytest.approx(0, abs=1e-6)
+        assert float(loss(other, goal)) > 0.1
+    cells = unit(2, 9, 5)
+    assert float(token_loss(cells, cells)) == pytest.approx(0, abs=1e-6)
+    assert float(token_loss(cells.roll(1, 1), cells)) > 0.1
+
+
+def test_the_relational_loss_sees_similarities_only():
+    goal = unit(6, DIM)
+    turned = goal @ torch.linalg.qr(torch.randn(DIM, DIM))[0]
+    assert float(relational_loss(turned, goal)) == pytest.approx(0, abs=1e-5)
+    assert float(cosine_loss(turned, goal)) > 0.1
+
+
+def test_captions_attract_their_pictures_and_equal_captions_share_the_right_answer():
+    said = unit(4, DIM)
+    assert float(caption_loss(said, said, 0.05)) < float(caption_loss(said.roll(1, 0), said, 0.05))
+    doubled = said.repeat(2, 1)
+    # Two right answers of equal score cost log 2, and nothing would be gained by telling them apart.
+    assert float(caption_loss(doubled, doubled, 0.02)) == pytest.approx(np.log(2), abs=0.02)
+
+
+def test_grids_are_resized_as_pictures_are():
+    ramp = torch.arange(8.0).repeat(8, 1).flatten()[None, :, None]
+    smaller = resized(ramp, 16).reshape(4, 4)
+    assert torch.all(smaller.diff(dim=1) > 1)
+    torch.testing.assert_close(smaller[0], smaller[3])
+    with pytest.raises(DataError, match=r"7 teacher tokens.*distil.tokens = 0"):
+        resized(torch.zeros(1, 7, 3), 16)
+
+
+def test_ridge_finds_the_linear_map_that_there_is():
+    inputs, truth = torch.randn(200, 5), torch.randn(5, 3)
+    torch.testing.assert_close(ridge(inputs, inputs @ truth, 1e-8), truth, atol=1e-4, rtol=1e-4)
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero():
+    rates = [learning_rate(settings(steps=100, warm_up=0.1, rate=1.0), step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+# -- what it learns --------------------------------------------------------------------------------------------
+
+
+def likeness(student: ImageStudent) -> float:
+    """Mean cosine to the teacher's whitened embedding on held-out pictures."""
+    held = Blobs().held_out().pictures
+    aim = whitened(ToyTeacher(), Blobs(), DIM, settings())([squares([picture], 48).numpy() for picture in held])
+    with torch.no_grad():
+        found = student(squares(held, 64))[0].numpy()
+    return float((aim * found).sum(1).mean())
+
+
+def test_a_trained_student_is_nearer_to_the_teacher_than_the_closed_form(tmp_path: Path):
+    start = likeness(train(tmp_path / "start", steps=1, rate=1e-9))
+    trained = likeness(train(tmp_path / "trained", steps=60, evaluate_every=20, batch=16))
+    assert start > 0.2
+    assert trained > start + 0.05
+
+
+def test_a_student_with_batch_norms_learns_too_and_its_deploy_form_is_equal(tmp_path: Path):
+    torch.manual_seed(0)
+    student = ImageStudent(PlainBackbone((8, 8, 8, 16, 16), (1, 1, 1, 1)), DIM, side=64)
+    trained = train(tmp_path, student, steps=30, evaluate_every=10)
+    rows = [float(row["held_out"]) for row in log(tmp_path) if row["held_out"]]
+    assert min(rows) < rows[0] or rows == sorted(rows)
+    shown = squares(Blobs().held_out().pictures[:4], 64)
+    with torch.no_grad():
+        torch.testing.assert_close(trained.fused()(shown)[0], trained(shown)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_captions_bring_pictures_to_their_texts(tmp_path: Path):
+    def right(folder: str, weight: float) -> float:
+        changes = settings(steps=60, batch=24, evaluate_every=20, captions=weight, tokens=0)
+        student = distil(toy_student(), ToyTeacher(), Blobs(captions=True), changes, tmp_path / folder, texts=texts)
+        held = Blobs(captions=True).held_out()
+        with torch.no_grad():
+            found = student(squares(held.pictures, 64))[0].numpy()
+        said = texts([str(colour) for colour in range(COLOURS)])
+        return float(np.mean((found @ said.T).argmax(1) == [int(caption) for caption in held.captions or ()]))
+
+    assert right("with", 2.0) > right("without", 0.0) + 0.1
+
+
+def test_the_teachers_view_has_unit_rows_of_the_students_length():
+    view = whitened(ToyTeacher(), Blobs(), DIM, settings())
+    found = view([squares([picture], 48).numpy() for picture in Blobs().held_out().pictures])
+    assert found.shape == (24, DIM)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_bfloat16_trains_as_well(tmp_path: Path):
+    trained = train(tmp_path, bf16=True, steps=4)
+    assert all(torch.isfinite(tensor).all() for tensor in trained.state_dict().values())
+    assert {tensor.dtype for tensor in trained.state_dict().values()} == {torch.float32}
+
+
+# -- stopping and going on -------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4])
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path, killed_after: int):
+    def kill(done: int, total: int) -> None:
+        if done == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", progress=kill)
+    steps: list[int] = []
+    again = train(tmp_path / "killed", progress=lambda done, total: steps.append(done))
+    assert steps[0] == killed_after // 2 * 2 + 1
+    assert_same(again, train(tmp_path / "whole"))
+    timeless = [[{**row, "seconds": ""} for row in log(tmp_path / name)] for name in ("killed", "whole")]
+    assert timeless[0] == timeless[1]
+    assert [row["step"] for row in timeless[0]] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_a_run_that_had_ended_returns_its_student_at_once(tmp_path: Path):
+    first, teacher = train(tmp_path), ToyTeacher()
+    again = distil(toy_student(), teacher, Blobs(), settings(), tmp_path)
+    assert_same(again, first)
+    assert teacher.calls == 0
+    stored = load_file(tmp_path / STUDENT)
+    assert {name.removeprefix("student/") for name in stored} == set(first.state_dict())
+
+
+def test_it_stops_when_the_held_out_part_gets_no_better_and_keeps_the_best(tmp_path: Path):
+    student = train(tmp_path, steps=50, evaluate_every=1, patience=3, rate=5.0, warm_up=0.0)
+    rows = log(tmp_path)
+    assert len(rows) == 3
+    assert_same(student, train(tmp_path / "start", steps=1, rate=1e-30, weight_decay=0.0, evaluate_every=1))
+
+
+def test_equal_seeds_give_equal_students(tmp_path: Path):
+    assert_same(train(tmp_path / "one"), train(tmp_path / "other"))
+
+
+def test_a_checkpoint_of_other_settings_is_refused_but_the_device_and_threads_may_change(tmp_path: Path):
+    train(tmp_path)
+    train(tmp_path, workers=2)
+    with pytest.raises(DataError, match=r"checkpoint.safetensors.*another run.*delete it"):
+        train(tmp_path, rate=1e-3)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+    train(tmp_path)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"checkpoint.safetensors.*whole file"):
+        train(tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_reported(tmp_path: Path):
+    with pytest.raises(DataError, match=r"training step \d.*finite loss.*lower distil.rate"):
+        train(tmp_path, rate=1e38, warm_up=0.0)
+
+
+# -- sharing the work ------------------------------------------------------------------------------------------
+
+
+def test_accumulating_parts_of_a_batch_equals_the_whole_batch(tmp_path: Path):
+    whole = train(tmp_path / "whole", relational=0, steps=2)
+    parts = train(tmp_path / "parts", relational=0, steps=2, accumulate=4)
+    assert_close(parts, whole)
+
+
+def test_two_processes_with_half_batches_equal_one_with_the_whole(tmp_path: Path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    done = subprocess.run([*command, str(tmp_path / "two")], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one = toy_student()
+    train_shared(tmp_path / "one", one)
+    two = load_file(tmp_path / "two" / STUDENT)
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(two[f"student/{name}"], tensor, atol=2e-5, rtol=1e-4)
+    figures = [[row["held_out"] for row in log(tmp_path / name) if row["held_out"]] for name in ("one", "two")]
+    assert [float(n) for n in figures[0]] == pytest.approx([float(n) for n in figures[1]], abs=1e-4)
+
+
+def train_shared(folder: Path, student: ImageStudent) -> None:
+    """What ``torchrun`` runs: every loss, captions included."""
+    changes = settings(steps=4, rate=1e-3, accumulate=2)
+    distil(student, ToyTeacher(), Blobs(captions=True), changes, folder, texts=texts)
+
+
+def assert_close(one: ImageStudent, other: ImageStudent) -> None:
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name], atol=2e-5, rtol=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"multiple of 3 .*got 8"):
+        train(tmp_path, accumulate=3)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="device 'mars'"):
+        train(tmp_path, device="mars")
+
+
+def test_texts_of_another_length_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"6 numbers.*got 5"):
+        distil(
+            toy_student(),
+            ToyTeacher(),
+            Blobs(captions=True),
+            settings(),
+            tmp_path,
+            texts=lambda said: np.zeros((len(said), 5), np.float32),
+        )
+
+
+if __name__ == "__main__":
+    train_shared(Path(sys.argv[1]), toy_student())
