@@ -58,7 +58,9 @@ class ImageStudent(nn.Module):
     def grid(self, pixels: Tensor) -> Tensor:
         """uint8 BGR [n, h, w, 3] -> float32 [n, channels, h/32, w/32]."""
         # Transposed while the pixels are bytes: a quarter of the traffic, and the INT8 graph starts right after it.
-        grid: Tensor = self.backbone((pixels.permute(0, 3, 1, 2).float() - MEAN) / STD)
+        images = (pixels.permute(0, 3, 1, 2).float() - MEAN) / STD
+        # Contiguous: the strides of transposed bytes make torch 2.13's backward convolutions corrupt the heap on a CPU.
+        grid: Tensor = self.backbone(images.contiguous())
         return grid
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

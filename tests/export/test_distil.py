@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edge_ravlm.errors import DataError, UsageError
-from edge_ravlm.export.distil import Batch, DistilSettings, distil, whitened
+from edge_ravlm.export.distil import Batch, DistilSettings, Texts, distil, whitened
 from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, STUDENT
 from edge_ravlm.export.distil.feed import squares
 from edge_ravlm.export.distil.losses import caption_loss, cosine_loss, relational_loss, resized, ridge, token_loss
@@ -193,7 +193,7 @@ def likeness(student: ImageStudent) -> float:
 def test_a_trained_student_is_nearer_to_the_teacher_than_the_closed_form(tmp_path: Path):
     start = likeness(train(tmp_path / "start", steps=1, rate=1e-9))
     trained = likeness(train(tmp_path / "trained", steps=60, evaluate_every=20, batch=16))
-    assert start > 0.2
+    assert start > 0.1
     assert trained > start + 0.05
 
 
@@ -202,23 +202,23 @@ def test_a_student_with_batch_norms_learns_too_and_its_deploy_form_is_equal(tmp_
     student = ImageStudent(PlainBackbone((8, 8, 8, 16, 16), (1, 1, 1, 1)), DIM, side=64)
     trained = train(tmp_path, student, steps=30, evaluate_every=10)
     rows = [float(row["held_out"]) for row in log(tmp_path) if row["held_out"]]
-    assert min(rows) < rows[0] or rows == sorted(rows)
+    assert min(rows) < rows[0]
     shown = squares(Blobs().held_out().pictures[:4], 64)
     with torch.no_grad():
         torch.testing.assert_close(trained.fused()(shown)[0], trained(shown)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_captions_bring_pictures_to_their_texts(tmp_path: Path):
-    def right(folder: str, weight: float) -> float:
-        changes = settings(steps=60, batch=24, evaluate_every=20, captions=weight, tokens=0)
-        student = distil(toy_student(), ToyTeacher(), Blobs(captions=True), changes, tmp_path / folder, texts=texts)
+    def right(folder: str, known: Texts | None) -> float:
+        changes = settings(steps=100, batch=24, evaluate_every=20, captions=2.0, tokens=0, rate=1e-2)
+        student = distil(toy_student(), ToyTeacher(), Blobs(captions=True), changes, tmp_path / folder, texts=known)
         held = Blobs(captions=True).held_out()
         with torch.no_grad():
             found = student(squares(held.pictures, 64))[0].numpy()
         said = texts([str(colour) for colour in range(COLOURS)])
         return float(np.mean((found @ said.T).argmax(1) == [int(caption) for caption in held.captions or ()]))
 
-    assert right("with", 2.0) > right("without", 0.0) + 0.1
+    assert right("with", texts) > right("without", None) + 0.2
 
 
 def test_the_teachers_view_has_unit_rows_of_the_students_length():
@@ -295,7 +295,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
 
 def test_a_loss_that_is_no_number_is_reported(tmp_path: Path):
     with pytest.raises(DataError, match=r"training step \d.*finite loss.*lower distil.rate"):
-        train(tmp_path, rate=1e38, warm_up=0.0)
+        train(tmp_path, rate=1e25, warm_up=0.0)
 
 
 # -- sharing the work ------------------------------------------------------------------------------------------

@@ -1,0 +1,157 @@
+"""Pictures to learn from: the same again for the same arguments, a held-out part of their own, broken files named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edge_ravlm.errors import DataError, FrameError
+from edge_ravlm.export.data.scenes import Material
+from edge_ravlm.export.distil import Batch, ComposedScenes, DistilSettings, FolderPictures, Pictures
+from edge_ravlm.export.distil.feed import Sides, feed
+from edge_ravlm.export.distil.pictures import augmented
+
+pytestmark = pytest.mark.export
+
+
+def made_up(objects: int = 20) -> Material:
+    """Cut-outs, each of one grey level of its own, on black photographs."""
+    cut_outs = []
+    for level in np.linspace(60, 250, objects):
+        cut_out = np.zeros((40, 30, 4), np.uint8)
+        cut_out[5:35, 5:25] = (level, level, level, 255)
+        cut_outs.append(cut_out)
+    return Material(cut_outs, [np.zeros((300, 400, 3), np.uint8), np.full((260, 260, 3), 10, np.uint8)])
+
+
+def written(folder: Path, count: int) -> list[Path]:
+    paths = [folder / f"{number:02}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        # All of one colour per file, which no light or crop turns into another's.
+        cv2.imwrite(str(path), np.full((50, 70, 3), 8 + 10 * number, np.uint8))
+    return paths
+
+
+@pytest.fixture(params=["scenes", "folder"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Pictures]:
+    paths = written(tmp_path, 20)
+    return (lambda seed: ComposedScenes(made_up(), seed=seed)) if request.param == "scenes" else (
+        lambda seed: FolderPictures(paths, seed=seed)
+    )  # fmt: skip
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return len(one.pictures) == len(other.pictures) and all(
+        np.array_equal(a, b) for a, b in zip(one.pictures, other.pictures, strict=True)
+    )
+
+
+def test_batches_depend_on_seed_step_and_rank_and_on_nothing_else(make: Callable[[int], Pictures]):
+    pictures = make(0)
+    batch = pictures.batch(3, 1, 4)
+    pictures.batch(4, 0, 4)
+    assert same(batch, make(0).batch(3, 1, 4))
+    assert same(pictures.held_out(), make(0).held_out())
+    for other in (make(1).batch(3, 1, 4), pictures.batch(2, 1, 4), pictures.batch(3, 0, 4)):
+        assert not same(batch, other)
+
+
+def test_two_halves_are_the_whole_batch(make: Callable[[int], Pictures]):
+    halves = [*make(0).batch(5, 0, 3).pictures, *make(0).batch(5, 1, 3).pictures]
+    assert same(Batch(halves), make(0).batch(5, 0, 6))
+
+
+def test_pictures_are_bgr_bytes(make: Callable[[int], Pictures]):
+    for picture in (*make(0).batch(0, 0, 6).pictures, *make(0).held_out().pictures):
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+        assert picture.shape[2] == 3
+
+
+def test_kept_objects_and_files_are_in_no_batch(tmp_path: Path):
+    scenes = ComposedScenes(made_up(), held_out=0.25)
+    assert not set(scenes.kept) & set(scenes.learnt)
+    assert len(scenes.kept) == 5
+    assert len(scenes.held_out().pictures) == 5 * 4
+    folder = FolderPictures(written(tmp_path, 20), held_out=0.25)
+    assert sorted(folder.kept + folder.learnt) == list(range(20))
+    assert sorted(int(picture[0, 0, 0]) for picture in folder.held_out().pictures) == sorted(
+        8 + 10 * r for r in folder.kept
+    )
+
+
+def test_scenes_show_their_objects_and_only_those_learnt():
+    material = made_up()
+    scenes = ComposedScenes(material, held_out=0.5)
+    # Kept objects are painted pure blue: not a trace of it may be in a batch.
+    for index in scenes.kept:
+        material.objects[index][..., :3] = np.where(material.objects[index][..., 3:] > 0, (255, 0, 0), 0)
+    shown = [picture.astype(int) for step in range(3) for picture in scenes.batch(step, 0, 12).pictures]
+    assert not any((picture[..., 0] - picture[..., 2] > 100).any() for picture in shown)
+    assert np.mean([picture.max() > 60 for picture in shown]) > 0.8
+    assert any((picture.astype(int)[..., 0] - picture[..., 2] > 100).any() for picture in scenes.held_out().pictures)
+
+
+def test_captions_stay_with_their_pictures(tmp_path: Path):
+    paths = written(tmp_path, 12)
+    pictures = FolderPictures(paths, captions=[str(8 + 10 * number) for number in range(12)])
+    held = pictures.held_out()
+    assert [str(picture[0, 0, 0]) for picture in held.pictures] == list(held.captions or ())
+    assert len(pictures.batch(0, 0, 5).captions or ()) == 5
+
+
+def test_broken_files_are_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    paths = written(tmp_path, 12)
+    paths[3].write_bytes(paths[3].read_bytes()[:40])
+    paths[7].write_text("no picture")
+    pictures = FolderPictures(paths)
+    assert "left out 2 pictures that cannot be read: 03.png, 07.png" in caplog.text
+    assert not {3, 7} & {*pictures.kept, *pictures.learnt}
+
+
+def test_too_few_files_are_refused_with_the_broken_ones_named(tmp_path: Path):
+    paths = written(tmp_path, 9)
+    for path in paths[:7]:
+        path.write_text("no picture")
+    with pytest.raises(DataError, match=r"at least 8.*got 2 of 9; broken: 00.png.*04.png and 2 more"):
+        FolderPictures(paths)
+    with pytest.raises(DataError, match="got 0 of 0;"):
+        FolderPictures([])
+
+
+def test_one_object_is_too_little():
+    with pytest.raises(DataError, match="two objects"):
+        ComposedScenes(made_up(1))
+
+
+def test_augmentation_changes_crop_light_and_side():
+    rng = np.random.default_rng(0)
+    ramp = np.repeat(np.tile(np.arange(0, 200, 2, dtype=np.uint8), (80, 1))[..., None], 3, axis=2)
+    seen = [augmented(ramp, rng) for _ in range(40)]
+    assert len({picture.shape for picture in seen}) > 20
+    assert all(picture.shape[0] * picture.shape[1] > 0.2 * 80 * 100 for picture in seen)
+    rising = [int(picture[:, -1, 1].mean()) > int(picture[:, 0, 1].mean()) for picture in seen]
+    assert 8 < sum(rising) < 32
+    assert augmented(ramp[:1, :1], rng).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_feed_keeps_the_order_and_resizes_for_both(tmp_path: Path, workers: int):
+    pictures = ComposedScenes(made_up())
+    parts = [(step, 0) for step in range(6)]
+    inputs = list(feed(pictures, Sides(student=32, teacher=48), parts, 2, workers))
+    assert [(one.student.shape, one.teacher.shape) for one in inputs] == [((2, 32, 32, 3), (2, 48, 48, 3))] * 6
+    direct = [Sides(32, 48).inputs(pictures.batch(step, 0, 2)).student for step in range(6)]
+    assert all(bool((one.student == other).all()) for one, other in zip(inputs, direct, strict=True))
+
+
+def test_a_fault_while_reading_ahead_reaches_the_reader(tmp_path: Path):
+    pictures = FolderPictures(written(tmp_path, 10))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(FrameError, match=r"\.png"):
+        list(feed(pictures, Sides(32, 32), [(0, 0)], 2, DistilSettings().workers))
