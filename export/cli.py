@@ -10,9 +10,10 @@ from cyclopts import Parameter
 
 from edge_ravlm.console import progress, say, say_json, table
 from edge_ravlm.errors import needs_extra
-from edge_ravlm.export import estimate_cli
+from edge_ravlm.export import engine_cli, estimate_cli
 
 app = cyclopts.App()
+app.command(engine_cli.app)
 app.command(estimate_cli.estimate)
 
 EXTRA = "export"

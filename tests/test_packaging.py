@@ -154,7 +154,7 @@ def test_installed_alone_the_machine_and_the_bundle_are_well(bare: Path, tmp_pat
 def test_without_the_export_extra_help_still_shows_every_command(bare: Path, tmp_path: Path) -> None:
     done = call(bare, tmp_path, "edge-ravlm", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("demo", "ask", "run", "memory", "search", "bundle", "doctor", "export", "estimate"):
+    for command in ("demo", "ask", "run", "memory", "search", "bundle", "doctor", "export", "engine", "estimate"):
         assert f" {command} " in done.stdout
 
 

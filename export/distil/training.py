@@ -223,7 +223,7 @@ class _Training:
         if self.world.size == 1:
             return self.learner
         if self.world.device.type == "cuda":  # BatchNorm over the whole batch; torch has that for GPUs only
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)  # type: ignore[no-untyped-call]  # of torch
         return DistributedDataParallel(self.learner)
 
     def _update(self, shared: nn.Module, inputs: Iterator[Inputs], step: int) -> dict[str, float]:
