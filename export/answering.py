@@ -31,6 +31,10 @@ LOST = 0.01
 RISK = 0.01
 """Share of wrong answers that is allowed among those given, as far as abstaining can bring it down."""
 
+FOREIGN_KEPT = 0.05
+"""Share of pictures of other views that may still be answered. Real light and weather change a view by more than
+composed scenes do, so the floor is only as high as it has to be to tell most other views apart."""
+
 UNRELATED_KEPT = 0.25
 """Share of unrelated questions that may still find a memory. People word questions more freely than the texts that this
 is fitted on, and silence costs them more than an answer whose evidence shows what it rests on."""
@@ -95,14 +99,14 @@ def fit(tasks: Sequence[Seen], texts: TextPairs) -> Answering:
     start = Answering(image_floor=-1.0, text_floor=0.0, sibling_floor=0.0, sharpness=1.0, abstain_below=0.0)
     nearest = np.concatenate([_votes(task.asked, task, start)[2] for task in tasks])
     strange = np.concatenate([_votes(task.foreign, task, start)[2] for task in tasks])
-    image_floor = _between(nearest, strange)
+    image_floor = _floor(nearest, strange, FOREIGN_KEPT)
     sharpness = min(np.geomspace(2, 60, 40), key=lambda value: _surprise(tasks, float(value)))
     rules = msgspec.structs.replace(
         start,
         image_floor=image_floor,
         sharpness=round(float(sharpness), 2),
-        text_floor=_between(texts.related, texts.unrelated, UNRELATED_KEPT),
-        sibling_floor=_best_split(texts.siblings, texts.strangers),
+        text_floor=_floor(texts.related, texts.unrelated, UNRELATED_KEPT),
+        sibling_floor=_split(texts.siblings, texts.strangers),
     )
     return msgspec.structs.replace(rules, abstain_below=_abstain_below(tasks, rules))
 
@@ -214,14 +218,16 @@ def _abstain_below(tasks: Sequence[Seen], rules: Answering) -> float:
     return math.floor(max(EVENS, most) * 1000) / 1000
 
 
-def _between(good: NDArray[np.float64], bad: NDArray[np.float64], kept: float = LOST) -> float:
-    """A floor that keeps all but LOST of the good; lower where that already rejects all but ``kept`` of the bad."""
-    keep, reject = float(np.quantile(good, LOST)), float(np.quantile(bad, 1 - kept))
-    return round(min(keep, (keep + reject) / 2), 4) if kept == LOST else round(min(keep, reject), 4)
+def _floor(good: NDArray[np.float64], bad: NDArray[np.float64], kept: float) -> float:
+    """The lowest floor that rejects all but ``kept`` of the bad, unless it would reject more than LOST of the good."""
+    return round(min(float(np.quantile(good, LOST)), float(np.quantile(bad, 1 - kept))), 4)
 
 
-def _best_split(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:
-    """The threshold with the highest balanced accuracy."""
+def _split(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:
+    """The middle of the gap between the two, or the threshold of the highest balanced accuracy where there is none."""
+    bottom, top = float(np.quantile(high, LOST)), float(np.quantile(low, 1 - LOST))
+    if top < bottom:
+        return round((bottom + top) / 2, 4)
     candidates = np.unique(np.concatenate([high, low]))
     return round(float(max(candidates, key=lambda c: (high >= c).mean() + (low < c).mean())), 4)
 
