@@ -37,6 +37,7 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 """TensorRT's names for what NumPy calls otherwise; the rest differ in case only."""
 
 _MEMORY = re.compile(r"out.?of.?memory|insufficient memory|bad_alloc", re.IGNORECASE)
+_NO_GPU = "CUDA driver version is insufficient"
 _WORKSPACE_SHARE = 0.25
 """Of the target's memory: what a single layer may use as scratch. Frames, weights and the index need the rest."""
 
@@ -196,12 +197,17 @@ class Library:
         if parser.parse(model):
             return network
         error = parser.get_error(0)
-        operator, reason = error.node_operator(), " ".join(error.desc().split())
+        operator, name, reason = error.node_operator(), error.node_name(), _told(error.desc())
+        if reason == "false":  # all that the parser says of an operator that it does not know
+            reason = error.code().name.lower().replace("_", " ")
+        node = operator + (f" at node '{name}'" if name else "")
         raise EngineError(
             f"model '{what}'",
             expected=f"operators that {self.title} has" if operator else "an ONNX file",
-            got=f"{operator} at node '{error.node_name()}': {reason}" if operator else reason,
-            do=f"replace that operator, or choose another target than {self._target.name}",
+            got=f"{node}: {reason}" if operator else reason,
+            do=f"replace that operator, or choose another target than {self._target.name}"
+            if operator
+            else "export the bundle again",
         )
 
     def _profile(
@@ -255,7 +261,7 @@ class Library:
                 write_file(path, bytes(timings.serialize()))
 
     def _failed(self, what: str, errors: list[str]) -> EngineError:
-        first = " ".join((errors or ["no reason given"])[0].split())
+        first = next(filter(None, map(_told, errors)), "no reason given")
         memory = any(_MEMORY.search(message) for message in errors)
         return EngineError(
             f"engine of '{what}'",
@@ -276,6 +282,11 @@ class Library:
             _tensor_info(name, name in inputs, engine.get_tensor_dtype(name), engine.get_tensor_shape(name))
             for name in names
         )
+
+
+def _told(message: str) -> str:
+    """What the library says, on one line, but for its remark that there is no GPU, which building does not need."""
+    return " ".join(word for line in message.splitlines() if _NO_GPU not in line for word in line.split())
 
 
 def _network_io(network: trt.INetworkDefinition) -> tuple[TensorInfo, ...]:

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +207,9 @@ class Store:
 
     def set_flavor(self, ids: Sequence[int], flavor: str) -> None:
         """Note which flavour embedded these entries."""
-        self._db.execute(f"UPDATE entries SET flavor = ? WHERE id {_SOME_IDS}", (flavor, json_list(list(ids))))
+        changed = (replace(entry, flavor=flavor) for entry in self.entries(ids).values())
+        rows = ((flavor, _entry_crc(entry), entry.id) for entry in changed)
+        self._db.executemany("UPDATE entries SET flavor = ?, crc = ? WHERE id = ?", rows)
 
     def delete(self, ids: Sequence[int]) -> int:
         """Remove entries and everything of theirs; returns how many there were."""
@@ -263,8 +265,7 @@ class Store:
 
 
 def _entry_crc(entry: NewEntry | Entry) -> int:
-    # Without the flavor: re-embedding changes it, and it decides nothing. Plus 0.0: SQLite keeps no sign of a
-    # zero.
+    # Plus 0.0: SQLite keeps no sign of a zero.
     tags = [(key, v + 0.0 if isinstance(v, float) else v) for key, v in sorted(entry.tags.items())]
-    said = [entry.text, entry.answer, entry.modality, float(entry.time) + 0.0, tags]
+    said = [entry.text, entry.answer, entry.modality, entry.flavor, float(entry.time) + 0.0, tags]
     return zlib.crc32(entry.thumbnail or b"", zlib.crc32(json.dumps(said).encode()))
