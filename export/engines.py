@@ -196,18 +196,19 @@ class Library:
         parser: trt.OnnxParser = self._trt.OnnxParser(network, log)
         if parser.parse(model):
             return network
-        error = parser.get_error(0)
+        raise self._refused(parser.get_error(0), what)
+
+    def _refused(self, error: trt.ParserError, what: str) -> EngineError:
         operator, name, reason = error.node_operator(), error.node_name(), _told(error.desc())
+        if not operator:
+            return EngineError(f"model '{what}'", expected="an ONNX file", got=reason, do="export the bundle again")
         if reason == "false":  # all that the parser says of an operator that it does not know
             reason = error.code().name.lower().replace("_", " ")
-        node = operator + (f" at node '{name}'" if name else "")
-        raise EngineError(
+        return EngineError(
             f"model '{what}'",
-            expected=f"operators that {self.title} has" if operator else "an ONNX file",
-            got=f"{node}: {reason}" if operator else reason,
-            do=f"replace that operator, or choose another target than {self._target.name}"
-            if operator
-            else "export the bundle again",
+            expected=f"operators that {self.title} has",
+            got=f"{operator} at node '{name}': {reason}" if name else f"{operator}: {reason}",
+            do=f"replace that operator, or choose another target than {self._target.name}",
         )
 
     def _profile(
@@ -261,14 +262,12 @@ class Library:
                 write_file(path, bytes(timings.serialize()))
 
     def _failed(self, what: str, errors: list[str]) -> EngineError:
-        first = next(filter(None, map(_told, errors)), "no reason given")
-        memory = any(_MEMORY.search(message) for message in errors)
-        return EngineError(
-            f"engine of '{what}'",
-            expected=f"{self.title} to build it",
-            got=f"too little memory: {first}" if memory else first,
-            do="close other programs or build on a machine with more memory" if memory else "check the GPU's driver",
-        )
+        first = next(filter(None, map(_told, errors)), " ".join(errors[:1]) or "no reason given")
+        if any(_MEMORY.search(message) for message in errors):
+            first, do = f"too little memory: {first}", "close other programs or build on a machine with more memory"
+        else:
+            do = "check the GPU's driver" if self.flavor == "tensorrt" else "export the bundle again"
+        return EngineError(f"engine of '{what}'", expected=f"{self.title} to build it", got=first, do=do)
 
     def _inspect(self, plan: bytes) -> tuple[TensorInfo, ...]:
         """Inputs and outputs as the engine has them; none where its GPU is not at hand."""

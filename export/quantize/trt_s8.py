@@ -3,9 +3,11 @@
 NVIDIA ModelOpt chooses the activation ranges, places the nodes as TensorRT fuses them and narrows the rest to FP16; the
 weights are rounded here (``weights.py``), which takes the mean cosine of EfficientNet-Lite0 from 0.991 to 0.997. The
 graph is strongly typed and loads from TensorRT 10.3 on: opset 19, IR 10, no int32 biases, and nothing but ``Cast`` and
-``Shape`` reads the bytes of the input. Pooling, projection and normalisation stay in FP32, so both outputs are float32.
+``Shape`` reads the bytes of the input. Pooling and normalisation stay in FP32, so both outputs are float32; the
+projection between them cannot, since TensorRT-RTX has no matrix product in FP32 for Turing.
 
-ONNX Runtime runs such a graph rightly only with its optimizations off (``graph_optimization = "disable"``).
+ONNX Runtime runs such a graph rightly only with its optimizations off (``graph_optimization = "disable"``): the others
+quantize the biases too, in FP16, where whatever is more than 65504 steps overflows.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def cast_first(graph: onnx.GraphProto) -> None:
 
 
 def tail(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes after the last convolutions and their activations: pooling, projection, normalisation."""
+    """Names of the nodes after the last convolutions and their activations that stay in FP32: all but products."""
     before: set[str] = set()  # tensors that some convolution depends on
     for node in reversed(graph.node):
         if node.op_type == "Conv" or not before.isdisjoint(node.output):
@@ -107,7 +109,7 @@ def tail(graph: onnx.GraphProto) -> list[str]:
         activation = node.op_type in ("Clip", "Relu") and node.input[0] in inside
         if node.op_type == "Conv" or activation or not before.isdisjoint(node.output):
             inside.update(node.output)
-        else:
+        elif node.op_type != "MatMul":
             names.append(node.name)
     return names
 
