@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -222,13 +223,13 @@ def _read_plan(path: Path, record: Record) -> bytes:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file that appears whole under its name, in place of an older one, or not at all."""
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # readable to whom the user's files are
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)  # noqa: PTH105  # mkstemp gives a str
+        part.replace(path)
     finally:
         with suppress(OSError):
-            Path(part).unlink()
+            part.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -53,7 +52,6 @@ def build(
     memory: Path,
     folder: Path,
     bases: tuple[int, Mapping[str, Base]],
-    threads: int,
     progress: Progress | None,
 ) -> Built:
     """Write a generation from one moment of the database, over a connection of its own.
@@ -62,7 +60,6 @@ def build(
         memory: the memory's folder.
         folder: an empty folder to build in.
         bases: a generation's number and its verified bases; extended if that is the current one.
-        threads: how many USearch may use; 0 means all cores.
         progress: told (vectors done, vectors in all).
     """
     with closing(Store(memory, "ro")) as store, store.snapshot():
@@ -74,7 +71,7 @@ def build(
             file
             for name, space in spaces.items()
             if counter.totals[name]
-            for file in _build_field(store, folder / name, space, previous.get(name), counter=counter, threads=threads)
+            for file in _build_field(store, folder / name, space, previous.get(name), counter)
         ]
         return Built(folder, origin, store.newest_vector(), store.gone_since(0)[0], generations.seal(files))
 
@@ -112,7 +109,7 @@ class Compactor:
 
     def run(self, progress: Progress | None) -> None:
         """Compact now, after whoever else is compacting."""
-        self._compact(wait=True, threads=0, progress=progress)
+        self._compact(wait=True, progress=progress)
 
     def run_if_due(self) -> None:
         """Start a compaction in the background when searches would gain from it."""
@@ -132,20 +129,19 @@ class Compactor:
 
     def _run_quietly(self) -> None:
         try:
-            # Half the cores: the other half answers questions.
-            self._compact(wait=False, threads=max(1, (os.cpu_count() or 1) // 2), progress=None)
+            self._compact(wait=False, progress=None)
             self._failed_at = 0
         except Exception as error:  # whatever it is, the memory works without this compaction
             self._failed_at = max(map(_load, self._live.view().fields.values()), default=0) + 1
             _log.warning("memory '%s': compaction put off: %s", self._memory, error)
 
-    def _compact(self, *, wait: bool, threads: int, progress: Progress | None) -> None:
+    def _compact(self, *, wait: bool, progress: Progress | None) -> None:
         with reported(self._memory), folder_lock(self._memory, wait=wait) as held:
             loads = map(_load, self._live.view().fields.values())
             if self._store is None or not held or not (any(loads) or self._live.lost):
                 return
             with generations.building(self._memory) as folder:
-                built = build(self._memory, folder, self._live.bases(), threads, progress)
+                built = build(self._memory, folder, self._live.bases(), progress)
                 with self._write_lock:
                     publish(built, self._memory, self._store)
             generations.sweep(self._memory, self._live.view().generation)
@@ -170,11 +166,9 @@ class _Counter:
             self._progress(self._done, sum(self.totals.values()))
 
 
-def _build_field(
-    store: Store, stem: Path, space: Space, previous: Base | None, *, counter: _Counter, threads: int
-) -> list[Path]:
+def _build_field(store: Store, stem: Path, space: Space, previous: Base | None, counter: _Counter) -> list[Path]:
     name, total = stem.name, counter.totals[stem.name]
     added = store.vector_ids_since(name, store.state().covered)
     keep = previous if index.worth_extending(previous, total, added) else None
     batches = store.all_vectors(name, space.dim, BATCH_ROWS)
-    return index.build(stem, batches, total, previous=keep, threads=threads, done=counter.advance)
+    return index.build(stem, batches, total, previous=keep, done=counter.advance)

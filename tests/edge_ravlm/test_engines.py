@@ -210,6 +210,13 @@ def test_a_new_engine_takes_the_place_of_the_old_one(lay: Lay, folder: Path) -> 
     assert find(KEY, lay(), [folder]).plan == b"new"
 
 
+def test_whoever_may_read_the_users_files_may_read_engines(folder: Path) -> None:
+    store(folder, ENGINE, PLAN)
+    usual = folder / "usual"
+    usual.write_bytes(b"")
+    assert {path.stat().st_mode for path in folder.iterdir()} == {usual.stat().st_mode}
+
+
 def test_engines_for_other_gpus_stay(lay: Lay, folder: Path) -> None:
     name = engine_name(MODEL, "5" * 64, "tensorrt_rtx", "1.7.1", ["7.5"], "linux-x86_64")
     turing = msgspec.structs.replace(ENGINE, file=f"engines/{name}.engine", compute_capabilities=("7.5",))

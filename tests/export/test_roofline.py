@@ -223,7 +223,7 @@ def test_index_pages_are_what_usearch_writes(tmp_path: Path, entries: int) -> No
     rows = numbers.standard_normal((entries, 16)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     batch = (np.arange(entries), rows.astype(np.float16))
-    files = build(tmp_path / "image", [batch], entries, previous=None, threads=1, done=lambda _: None)
+    files = build(tmp_path / "image", [batch], entries, previous=None, done=lambda _: None)
     assert index_bytes(entries, 16) == pytest.approx(sum(file.stat().st_size for file in files), rel=0.01)
 
 
