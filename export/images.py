@@ -18,6 +18,7 @@ from edge_ravlm.export.recipe import Recipe
 from edge_ravlm.export.teachers.weights import package_source
 from edge_ravlm.frames import Pixels, read_image
 from edge_ravlm.manifest import Source
+from edge_ravlm.runtime.transfer import read_rows
 
 SCENES = "scenes"
 SCENE_PACKAGES = ("tuxpaint-stamps", "mate-backgrounds", "lomiri-wallpapers", "opencv-doc")
@@ -57,11 +58,12 @@ def gather(recipe: Recipe, base: Path) -> Gathered:
         base: the folder that the recipe's paths are relative to.
 
     Raises:
-        DataError: no such folder, or too few pictures in it that can be read.
+        DataError: no such folder, too few pictures in it that can be read, or one without a caption.
     """
     if recipe.images.source == SCENES:
         return _scenes(recipe)
-    return _folder(recipe, base / recipe.images.source)
+    captions = base / recipe.images.captions if recipe.images.captions else None
+    return _folder(recipe, base / recipe.images.source, captions)
 
 
 def fingerprint(pictures: Sequence[Pixels]) -> str:
@@ -86,8 +88,9 @@ def _scenes(recipe: Recipe) -> Gathered:
     )
 
 
-def _folder(recipe: Recipe, folder: Path) -> Gathered:
+def _folder(recipe: Recipe, folder: Path, captions: Path | None) -> Gathered:
     paths = _listed(folder)
+    said = None if captions is None else _said(captions, paths)
     # By content of the name, not by order: a picture that is added later does not move the others to the other side.
     held = [path for path in paths if _share_of(path.relative_to(folder)) < recipe.images.held_out]
     train = [path for path in paths if path not in set(held)]
@@ -101,12 +104,29 @@ def _folder(recipe: Recipe, folder: Path) -> Gathered:
             do="add pictures, or lower images.calibration in the recipe",
         )
     return Gathered(
-        training=FolderPictures(train, seed=recipe.seed),
+        training=FolderPictures(
+            train, seed=recipe.seed, captions=None if said is None else [said[path] for path in train]
+        ),
         calibration=learnt[: recipe.images.calibration],
         fitting=judge_folder(learnt, each=0, seed=_FIT_SEED).tasks,
         judging=judge_folder(judged, each=2, seed=_JUDGE_SEED),
         sources=(Source(name=folder.name, origin=f"{len(paths)} pictures of the user", licence="the user's own"),),
     )
+
+
+def _said(captions: Path, paths: Sequence[Path]) -> dict[Path, str]:
+    """The caption of every picture."""
+    rows, base = read_rows(captions)
+    listed = {(base / row.image).resolve(): row.text for row in rows if row.image is not None}
+    missing = [path for path in paths if path.resolve() not in listed]
+    if missing:
+        raise DataError(
+            f"captions '{captions}'",
+            expected=f"a row for each of {len(paths)} pictures",
+            got=f"none for {len(missing)} of them, '{missing[0].name}' first",
+            do="add their rows, or take the pictures away",
+        )
+    return {path: listed[path.resolve()] for path in paths}
 
 
 def _listed(folder: Path) -> list[Path]:

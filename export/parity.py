@@ -189,7 +189,7 @@ def judge(
     times = paired_ms({"fp32": original, "int8": shipped}, judge_set.memories[:_SPEED_ROUNDS], teacher)
     return Figures(
         images=len(cosines),
-        session=f"{shipped.spec.backend if timed else 'onnxruntime'} {shipped.spec.graph_optimization}",
+        session=f"{shipped.spec.backend} {shipped.spec.graph_optimization}",
         cosine_mean=round(float(cosines.mean()), _ROUNDING + 1),
         cosine_p1=round(float(np.quantile(cosines, 0.01)), _ROUNDING + 1),
         recall1_loss=round(recalls["fp32"]["1"] - recalls["int8"]["1"], _ROUNDING),

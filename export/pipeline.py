@@ -34,10 +34,12 @@ from edge_ravlm.export.images import Gathered, fingerprint, gather
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import image_graph, teacher_graph
 from edge_ravlm.export.quantize import quantizer
+from edge_ravlm.export.quantize.candidates import calibrations
 from edge_ravlm.export.quantize.sensitivity import layer_gains
-from edge_ravlm.export.recipe import Recipe
+from edge_ravlm.export.recipe import AUTO, Recipe
 from edge_ravlm.export.report import report_files
-from edge_ravlm.export.students import STUDENTS, static_text
+from edge_ravlm.export.students import STUDENTS, StudentKind, static_text
+from edge_ravlm.export.students.choose import choose_student
 from edge_ravlm.export.students.image import ImageStudent, batched
 from edge_ravlm.export.students.static_text import StaticText
 from edge_ravlm.export.teachers import ImageTeacher, image_teacher, text_teacher
@@ -117,6 +119,8 @@ def export(
             got="one with files in it" if out.is_dir() else "a file",
             do="choose another folder or empty this one",
         )
+    for flavor in (BASE, target.flavor):
+        calibrations(flavor, recipe.quantize.calibration)  # refuse now what would fail after the training
     _keep_freed_memory()
     work = _work_folder(out, recipe_bytes)
     torch.manual_seed(recipe.seed)
@@ -166,9 +170,30 @@ class _Job:
     # -- encoders ----------------------------------------------------------------------------------------------
 
     @cached_property
+    def kind(self) -> StudentKind:
+        """Of the image student: the recipe's, or what the target's measured latency allows.
+
+        A choice is kept in the work folder: an export that goes on must not measure itself into another student.
+        """
+        wanted, mark = self.recipe.student, self.work / "student.txt"
+        if wanted.kind != AUTO:
+            return STUDENTS[wanted.kind]
+        if not mark.is_file():
+            with self.bar("measuring which student fits the budget", None):
+                choice = choose_student(self.target, wanted.budget_ms)
+            mark.write_text(f"{choice.kind.name}\n{choice.reason}", encoding="utf-8")
+        return STUDENTS[mark.read_text(encoding="utf-8").partition("\n")[0]]
+
+    @property
+    def reason(self) -> str:
+        """Why it is that student."""
+        kind, mark = self.kind, self.work / "student.txt"
+        return mark.read_text(encoding="utf-8").partition("\n")[2] if mark.is_file() else f"{kind.name}: the recipe's"
+
+    @cached_property
     def preprocess(self) -> Preprocess:
         """Of the student."""
-        return _square(self.recipe.student.side)
+        return _square(self.recipe.student.side or self.kind.side)
 
     @cached_property
     def teacher(self) -> ImageTeacher | None:
@@ -179,12 +204,12 @@ class _Job:
     @cached_property
     def student(self) -> ImageStudent:
         """The image student in deploy form."""
-        wanted = self.recipe.student
-        learner = STUDENTS[wanted.kind].build(wanted.dim, wanted.side)
+        learner = self.kind.build(self.recipe.student.dim, self.preprocess.width)
         if self.teacher is None:
             pictures = self.gathered.training.batch(0, 0, self.recipe.distil.fit_pictures).pictures
             learner.fit_whitening(batched(prepared(pictures, self.preprocess)))
             return learner.eval().fused()
+        texts = self.text_student.embed if self.recipe.images.captions else None
         with self.bar("distilling the image student", self.recipe.distil.steps) as advance:
             learnt = distil(
                 learner,
@@ -192,6 +217,7 @@ class _Job:
                 self.gathered.training,
                 self.recipe.distil,
                 self.work / "distil",
+                texts=texts,
                 progress=lambda done, total: advance(completed=done, total=total),
             )
         return learnt.eval().fused()
@@ -239,19 +265,24 @@ class _Job:
     @cached_property
     def models(self) -> dict[str, bytes]:
         """ONNX files by path."""
-        inputs = prepared(self.gathered.calibration, self.preprocess)
+        # The text student first: what is wrong with its teacher or corpus then shows within minutes.
         found = {f"models/text.{BASE}.onnx": static_text.to_onnx_int8(self.text_student)}
+        inputs = prepared(self.gathered.calibration, self.preprocess)
         for name, flavor in self.flavors.items():
             with self.bar(f"quantizing for {name}", 2 * len(inputs)) as advance:
                 quantized = quantizer(name)(
-                    self.original, inputs, advance=advance, keep_float=self.recipe.quantize.keep_float.get(name, ())
+                    self.original,
+                    inputs,
+                    advance=advance,
+                    keep_float=self.recipe.quantize.keep_float.get(name, ()),
+                    calibrations=calibrations(name, self.recipe.quantize.calibration),
                 )
             found[flavor.image.file] = quantized.SerializeToString()
         return found
 
     def embedder(self, flavor: str) -> parity.Embedder:
-        """A shipped image model."""
-        spec = self.flavors[flavor].image
+        """A shipped image model; ONNX Runtime stands in for a device's backend, with the options of its fallback."""
+        spec = msgspec.structs.replace(self.flavors[flavor].image, backend="onnxruntime")
         return parity.Embedder(self.models[spec.file], spec, self.preprocess)
 
     @cached_property
@@ -302,7 +333,7 @@ class _Job:
             texts=(self.text_student.embed(said), self.embed_texts(said)),
             rules=self.rules,
             teacher=self.teacher_view,
-            timed=shipped.spec.backend == "onnxruntime",
+            timed=self.flavors[flavor].image.backend == "onnxruntime",
         )
         quality = answering.judge(
             answering.see(judging.tasks, shipped), answering.text_pairs(self.topics[1], self.embed_texts), self.rules
@@ -315,6 +346,7 @@ class _Job:
         """Every file of the bundle, and its manifest; raises GateError first."""
         files, proven = dict(self.models), {}
         setting = {**machine(), **libraries(), "threads": 1, "target": self.target.name}
+        setting["student"] = self.reason
         for flavor in self.flavors:
             with self.bar(f"judging {flavor}", None):
                 figures = self.figures(flavor)
@@ -397,7 +429,7 @@ class _Job:
         """Everything that the weights were made from."""
         texts = (package_source("minilm-l6"), package_source("wiki-summaries"), package_source("wordfreq"))
         teacher = self.teacher.sources if self.teacher is not None else ()
-        every = (*STUDENTS[self.recipe.student.kind].sources, *teacher, *texts, *self.gathered.sources)
+        every = (*self.kind.sources, *teacher, *texts, *self.gathered.sources)
         return tuple(dict.fromkeys(every))
 
 

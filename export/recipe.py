@@ -11,7 +11,12 @@ import msgspec
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.distil import DistilSettings
 from edge_ravlm.export.parity import Gate
-from edge_ravlm.preprocess import Side
+from edge_ravlm.export.students import STUDENTS
+
+AUTO = "auto"
+"""A student's kind that is still to be measured."""
+
+SMALLEST_SIDE = 16
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -28,11 +33,14 @@ class Images(_Strict, frozen=True):
         source: ``scenes`` (composed from packages) or a folder of pictures, relative to the recipe; no labels needed.
         calibration: how many of the training pictures set the INT8 ranges.
         held_out: share of a folder's pictures that only the gate sees; ``scenes`` has a half of its own for that.
+        captions: a ``.csv`` or ``.jsonl`` list with columns ``image`` and ``text``, relative to the recipe, with a row
+            for each of a folder's pictures; the student is then aimed at its captions' text embeddings too.
     """
 
     source: str = "scenes"
     calibration: Annotated[int, msgspec.Meta(ge=16)] = 96
     held_out: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
+    captions: str = ""
 
 
 class Teachers(_Strict, frozen=True):
@@ -50,10 +58,17 @@ class Teachers(_Strict, frozen=True):
 
 
 class Student(_Strict, frozen=True):
-    """The image student: a name of ``edge_ravlm.export.students``, or ``auto`` to measure which one fits the budget."""
+    """The image student.
+
+    Attributes:
+        kind: a name of ``edge_ravlm.export.students``, or ``auto``: the most accurate that is measured to fit.
+        side: of its square input in pixels; 0 takes the kind's own.
+        dim: length of an embedding.
+        budget_ms: for one picture through the INT8 encoder on one thread; only ``auto`` asks.
+    """
 
     kind: str = "efficientnet-lite0"
-    side: Side = 224
+    side: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     dim: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 256
     budget_ms: Annotated[float, msgspec.Meta(gt=0)] = 20.0
 
@@ -76,7 +91,8 @@ class Quantization(_Strict, frozen=True):
     """How the INT8 models are made.
 
     Attributes:
-        calibration: how activation ranges are chosen; ``best`` tries all and keeps the one nearest to full precision.
+        calibration: how activation ranges are chosen; ``best`` tries all that a flavour has and keeps the one that
+            comes nearest to full precision.
         keep_float: names of layers that stay in floating point, by flavour.
     """
 
@@ -109,7 +125,7 @@ def read_recipe(path: str | Path) -> tuple[Recipe, bytes]:
     own = Path(path)
     try:
         data = (shipped / f"{path}.toml" if str(path) in known and not own.is_file() else own).read_bytes()
-        return msgspec.toml.decode(data, type=Recipe), data
+        return _checked(msgspec.toml.decode(data, type=Recipe)), data
     except OSError as error:
         raise DataError(
             f"recipe '{path}'",
@@ -117,10 +133,26 @@ def read_recipe(path: str | Path) -> tuple[Recipe, bytes]:
             got=error.strerror or str(error),
             do="check the path",
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise DataError(
             f"recipe '{path}'",
             expected="a valid recipe",
             got=str(error),
             do="correct it; the recipes in the package show every key",
         ) from None
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe; raises ValueError for what its types alone do not tell."""
+    student = recipe.student
+    if student.kind not in {AUTO, *STUDENTS}:
+        raise ValueError(f"student.kind '{student.kind}', which is none of {AUTO}, {', '.join(STUDENTS)}")
+    if 0 < student.side < SMALLEST_SIDE:
+        raise ValueError(f"student.side {student.side}, which is below {SMALLEST_SIDE}")
+    if recipe.images.captions and recipe.text.dim != student.dim:
+        raise ValueError(f"text.dim {recipe.text.dim} and student.dim {student.dim}, which captions want to be equal")
+    if recipe.images.captions and recipe.images.source == "scenes":
+        raise ValueError("images.captions with images.source 'scenes', whose pictures are composed and have none")
+    if recipe.images.captions and not recipe.teacher.image:
+        raise ValueError("images.captions without teacher.image: nothing would learn from them")
+    return recipe

@@ -22,11 +22,13 @@ class Inputs:
 
     Attributes:
         student, teacher: uint8 BGR [n, side, side, 3], each with its own side.
+        things: int64 [n], see ``Batch``.
         captions: one for each picture, or None.
     """
 
     student: Tensor
     teacher: Tensor
+    things: Tensor
     captions: Sequence[str] | None
 
 
@@ -39,7 +41,9 @@ class Sides:
 
     def inputs(self, batch: Batch) -> Inputs:
         """A batch, resized for both."""
-        return Inputs(squares(batch.pictures, self.student), squares(batch.pictures, self.teacher), batch.captions)
+        things = torch.tensor(batch.things, dtype=torch.int64)
+        student, teacher = squares(batch.pictures, self.student), squares(batch.pictures, self.teacher)
+        return Inputs(student, teacher, things, batch.captions)
 
 
 def squares(pictures: Sequence[Pixels], side: int) -> Tensor:

@@ -51,6 +51,28 @@ def caption_loss(student: Tensor, texts: Tensor, temperature: float) -> Tensor:
     return (functional.cross_entropy(scores, goal) + functional.cross_entropy(scores.T, goal)) / 2
 
 
+def pair_loss(student: Tensor, things: Tensor, others: Tensor, other_things: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, eq. 2): one thing's pictures lie together.
+
+    Args:
+        student: float32 [n, dim] of unit length.
+        things: int64 [n], equal for pictures of the same thing; a negative one is nothing and has no company.
+        others: earlier embeddings without gradient, float32 [m, dim] (cross-batch memory, Wang et al. 2020,
+            arXiv:1912.06798).
+        other_things: int64 [m].
+        temperature: of the softmax.
+
+    Returns:
+        The mean over the pictures that have company; zero where none has.
+    """
+    scores = student @ torch.cat([student, others]).T / temperature
+    itself = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
+    together = (things[:, None] == torch.cat([things, other_things])[None]) & (things[:, None] >= 0) & ~itself
+    shares = functional.log_softmax(scores.masked_fill(itself, -torch.inf), dim=1)
+    each = -shares.masked_fill(~together, 0).sum(1) / together.sum(1).clamp(min=1)
+    return each.sum() / together.any(1).sum().clamp(min=1)
+
+
 def resized(tokens: Tensor, cells: int) -> Tensor:
     """Tokens of a square grid, float32 [n, t, c], as those of another square grid of ``cells`` cells.
 

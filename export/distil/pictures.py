@@ -23,6 +23,9 @@ _HELD_OUT = 2**40
 _MOST_HELD_OUT = 256
 """More would cost time at every look and tell no more."""
 
+NOTHING = -1
+"""Of a picture without a thing that others show too."""
+
 _FEWEST = 8
 """A folder needs at least as many readable pictures."""
 
@@ -33,10 +36,12 @@ class Batch:
 
     Attributes:
         pictures: uint8 [h, w, 3] BGR each, of any size.
+        things: what each shows, a number; equal numbers are the same thing seen again, a negative one nothing.
         captions: one for each picture, or None.
     """
 
     pictures: Sequence[Pixels]
+    things: Sequence[int]
     captions: Sequence[str] | None = None
 
 
@@ -56,7 +61,7 @@ class Pictures(Protocol):
 
 
 class ComposedScenes:
-    """Objects on photographs, in all lights; a part of the objects is kept for the held-out pictures.
+    """Objects on photographs, in all lights, each twice in a row; a part is kept for the held-out pictures.
 
     Args:
         material: the *training* half of the scenes: the parity gate judges on the other one.
@@ -75,25 +80,26 @@ class ComposedScenes:
 
     def batch(self, step: int, rank: int, size: int) -> Batch:
         """See ``Pictures``."""
-        return Batch([self._scene(step, index) for index in range(rank * size, (rank + 1) * size)])
+        scenes = [self._scene(step, index) for index in range(rank * size, (rank + 1) * size)]
+        return Batch([scene for scene, _ in scenes], [thing for _, thing in scenes])
 
     def held_out(self) -> Batch:
         """Each kept object ``each`` times."""
         rng = np.random.default_rng((self._seed, _HELD_OUT))
         kept = np.repeat(self.kept, self._each)
-        return Batch([object_scene(self._material, int(index), rng) for index in kept])
+        return Batch([object_scene(self._material, int(index), rng) for index in kept], kept.tolist())
 
-    def _scene(self, step: int, index: int) -> Pixels:
-        """Mostly one large object; sometimes a second small one, an object far away, or none."""
+    def _scene(self, step: int, index: int) -> tuple[Pixels, int]:
+        """Mostly one large object; sometimes a second small one, one far away, or none; and which object it is."""
         rng = np.random.default_rng((self._seed, step, index))
-        view, first, second = background(self._material, rng), *rng.choice(self.learnt, 2)
-        kind = rng.random()
+        first = np.random.default_rng((self._seed, step, index // 2, 1)).choice(self.learnt)
+        view, second, kind = background(self._material, rng), rng.choice(self.learnt), rng.random()
         if kind < 0.95:
             size = (0.45, 0.8) if kind < 0.75 else (0.2, 0.45)
             view = paste(view, self._seen(int(first), rng), rng, size)
         if kind > 0.6:
             view = paste(view, self._seen(int(second), rng), rng, (0.1, 0.3))
-        return weather(view, rng)
+        return weather(view, rng), int(first) if kind < 0.95 else NOTHING
 
     def _seen(self, index: int, rng: np.random.Generator) -> Pixels:
         """An object, mirrored half of the time."""
@@ -102,7 +108,7 @@ class ComposedScenes:
 
 
 class FolderPictures:
-    """A user's pictures without labels, seen through random crops, mirrors, light, colour and blur.
+    """A user's pictures without labels, each twice in a row through random crops, mirrors, light, colour and blur.
 
     Args:
         paths: picture files; those that cannot be read are left out, with a warning that names them.
@@ -146,14 +152,15 @@ class FolderPictures:
         rows = [self._row(step, place) for place in places]
         rngs = [np.random.default_rng((self._seed, step, place)) for place in places]
         pictures = [augmented(_read(self._paths[row]), rng) for row, rng in zip(rows, rngs, strict=True)]
-        return Batch(pictures, self._said(rows))
+        return Batch(pictures, rows, self._said(rows))
 
     def held_out(self) -> Batch:
         """The kept files as they are, reduced."""
-        return Batch([_reduced(_read(self._paths[row]), self._longest) for row in self.kept], self._said(self.kept))
+        pictures = [_reduced(_read(self._paths[row]), self._longest) for row in self.kept]
+        return Batch(pictures, self.kept, self._said(self.kept))
 
     def _row(self, step: int, place: int) -> int:
-        return self.learnt[int(np.random.default_rng((self._seed, step, place, 1)).integers(len(self.learnt)))]
+        return self.learnt[int(np.random.default_rng((self._seed, step, place // 2, 1)).integers(len(self.learnt)))]
 
     def _said(self, rows: Sequence[int]) -> list[str] | None:
         return None if self._captions is None else [self._captions[row] for row in rows]

@@ -27,6 +27,10 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         cosine: weight of 1 - cosine between the student's embedding and the teacher's.
         relational: weight of the difference between their similarity matrices.
         tokens: weight of 1 - cosine between the cells of their grids, through a linear map that is thrown away.
+        pairs: weight of the contrastive loss between pictures that show the same thing: makes a student that looks past
+            background and light, which its teacher may not.
+        pairs_temperature: of that loss.
+        recent: embeddings of earlier batches that it compares with as well.
         captions: weight of the contrastive loss against the captions' text embeddings, where there are captions.
         temperature: of that loss.
         whitening: exponent of the teacher's whitening: 0 keeps the spread of its directions, 1 levels it.
@@ -50,6 +54,9 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     cosine: Weight = 1.0
     relational: Weight = 1.0
     tokens: Weight = 0.5
+    pairs: Weight = 0.0
+    pairs_temperature: Positive = 0.1
+    recent: Annotated[int, Meta(ge=0)] = 0
     captions: Weight = 0.5
     temperature: Positive = 0.07
     whitening: Annotated[float, Meta(ge=0, le=1)] = 0.5

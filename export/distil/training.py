@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from edge_ravlm.errors import DataError, UsageError
 from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, STUDENT, Log, Standing, Stored, read, write
 from edge_ravlm.export.distil.feed import Inputs, Sides, feed
-from edge_ravlm.export.distil.losses import caption_loss, cosine_loss, relational_loss, token_loss
+from edge_ravlm.export.distil.losses import caption_loss, cosine_loss, pair_loss, relational_loss, token_loss
 from edge_ravlm.export.distil.pictures import Batch, Pictures
 from edge_ravlm.export.distil.settings import DistilSettings
 from edge_ravlm.export.distil.targets import Texts, aim_at, caption_vectors, fit_inputs, look, start, token_map
@@ -105,13 +105,27 @@ class _Learner(nn.Module):
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """Batches of pixels [n, side, side, 3], whitened teacher embeddings [n, dim], captions' vectors [n, dim]."""
+    """Batches of pixels [n, side, side, 3], things [n], whitened teacher embeddings and captions' vectors [n, dim]."""
 
-    batches: Sequence[tuple[Tensor, Tensor, Tensor | None]]
+    batches: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]]
+
+
+@dataclass
+class _Recent:
+    """The latest embeddings without gradient, float32 [m, dim], and what they show, int64 [m]."""
+
+    embeddings: Tensor
+    things: Tensor
+
+    def add(self, embeddings: Tensor, things: Tensor, most: int) -> None:
+        """Keeps the last ``most``."""
+        kept = slice(max(0, len(self.things) + len(things) - most), None)
+        self.embeddings = torch.cat([self.embeddings, embeddings.detach()])[kept]
+        self.things = torch.cat([self.things, things])[kept]
 
 
 class _Training:
-    """One run; ``standing``, ``learner`` and ``optimizer`` are what a checkpoint holds."""
+    """One run; ``standing``, ``learner``, ``optimizer`` and ``recent`` are what a checkpoint holds."""
 
     def __init__(
         self,
@@ -160,6 +174,8 @@ class _Training:
             cell_map = stored.groups["learner"].get("cell_map")
         self.learner = _Learner(self.student, cell_map).to(self.world.device)
         self.optimizer = self._optimizer()
+        nothing = torch.zeros(0, self.student.dim), torch.zeros(0, dtype=torch.int64)
+        self.recent = _Recent(*(part.to(self.world.device) for part in nothing))
         if stored is not None:
             self._restore(stored)
         else:
@@ -264,11 +280,21 @@ class _Training:
         }
         if self.learner.cell_map is not None:
             found["tokens"] = token_loss(tokens, goal_tokens)
+        if self.settings.pairs:
+            found["pairs"] = world.as_mean(self._pair_loss(everyone, inputs.things))
         said = self._said(inputs.captions)
         if said is not None:
             loss = caption_loss(everyone, world.gathered(said), self.settings.temperature)
             found["captions"] = world.as_mean(loss)
         return found
+
+    def _pair_loss(self, everyone: Tensor, things: Tensor) -> Tensor:
+        """Against this batch and the recent ones, which it then joins."""
+        shown = self.world.gathered(things.to(self.world.device))
+        recent = self.recent
+        loss = pair_loss(everyone, shown, recent.embeddings, recent.things, self.settings.pairs_temperature)
+        recent.add(everyone, shown, self.settings.recent)
+        return loss
 
     def _said(self, captions: Sequence[str] | None) -> Tensor | None:
         if captions is None or self.texts is None or not self.settings.captions:
@@ -281,10 +307,12 @@ class _Training:
     def _held_out(self) -> _HeldOut:
         batch, size, found = self.pictures.held_out(), self.settings.batch, []
         for first in range(0, len(batch.pictures), size):
-            captions = None if batch.captions is None else batch.captions[first : first + size]
-            inputs = self.sides.inputs(Batch(batch.pictures[first : first + size], captions))
+            part = slice(first, first + size)
+            captions = None if batch.captions is None else batch.captions[part]
+            inputs = self.sides.inputs(Batch(batch.pictures[part], batch.things[part], captions))
             embedding, _ = self.teacher.embed(inputs.teacher.to(self.world.device))
-            found.append((inputs.student, self.aim(embedding), self._said(captions)))
+            things = inputs.things.to(self.world.device)
+            found.append((inputs.student, things, self.aim(embedding), self._said(captions)))
         return _HeldOut(found)
 
     @torch.no_grad()
@@ -292,9 +320,12 @@ class _Training:
         """The held-out loss of what ships (the cells do not count); keeps the weights if they are the best so far."""
         self.student.eval()
         settings, total, count = self.settings, 0.0, 0
-        for pixels, aim, said in self._held_out.batches:
+        for pixels, things, aim, said in self._held_out.batches:
             embedding, _ = self.student(pixels.to(self.world.device))
             loss = settings.cosine * cosine_loss(embedding, aim) + settings.relational * relational_loss(embedding, aim)
+            if settings.pairs:
+                nobody = embedding[:0], things[:0]
+                loss = loss + settings.pairs * pair_loss(embedding, things, *nobody, settings.pairs_temperature)
             if said is not None:
                 loss = loss + settings.captions * caption_loss(embedding, said, settings.temperature)
             total, count = total + float(loss) * len(pixels), count + len(pixels)
@@ -319,12 +350,14 @@ class _Training:
             "best": self.best,
             "optimizer": moments,
             "aim": {"centre": self.aim.centre, "projection": self.aim.projection},
+            "recent": {"embeddings": self.recent.embeddings, "things": self.recent.things},
             "rng": rng,
         }
         write(self.folder / CHECKPOINT, self.run_id, groups, self.standing)
 
     def _restore(self, stored: Stored) -> None:
         self.standing, self.best = stored.standing, dict(stored.groups["best"])
+        self.recent = _Recent(**{name: part.to(self.world.device) for name, part in stored.groups["recent"].items()})
         self.learner.load_state_dict(stored.groups["learner"])
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in stored.groups.get("optimizer", {}).items():

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from edge_ravlm.export.quantize.candidates import Calibration
+
 
 class Quantize(Protocol):
     """What every flavour's file has as ``quantize``."""
@@ -22,6 +24,7 @@ class Quantize(Protocol):
         advance: Callable[[], object] = ...,
         *,
         keep_float: Collection[str] = (),
+        calibrations: Sequence[Calibration] = ...,
     ) -> onnx.ModelProto:
         """Quantize a full-precision model with the input ``image``, uint8 [n, h, w, 3].
 
@@ -30,6 +33,7 @@ class Quantize(Protocol):
             images: calibration inputs, uint8 [1, h, w, 3] each.
             advance: called as the work goes on, twice per image.
             keep_float: names of convolutions that stay in floating point.
+            calibrations: ways to choose activation ranges; the one that gives the nearest model is kept.
         """
         ...
 

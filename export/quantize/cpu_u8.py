@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,14 +22,14 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edge_ravlm.export.onnx_graph import prune
+from edge_ravlm.export.quantize.candidates import JUDGED, Calibration, closeness, paced
 from edge_ravlm.export.quantize.keep_float import check_layers, shield
 from edge_ravlm.export.quantize.moments import Convolution, convolutions, second_moments
 from edge_ravlm.export.quantize.weights import pair_safe_scales, round_for_inputs, symmetric_scales
 from edge_ravlm.export.students.image import MEAN, STD
 
 _QUANTIZED = "_quantized"
-Calibration = Literal["minmax", "percentile", "entropy"]
-_METHODS = {
+_METHODS: dict[Calibration, CalibrationMethod] = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
@@ -44,7 +44,7 @@ def quantize(
     advance: Callable[[], object] = lambda: None,
     *,
     keep_float: Collection[str] = (),
-    calibration: Calibration = "minmax",
+    calibrations: Sequence[Calibration] = ("minmax",),
 ) -> onnx.ModelProto:
     """Quantize the convolutions; pooling, whitening and normalisation stay in FP32.
 
@@ -53,38 +53,56 @@ def quantize(
         images: calibration inputs, uint8 [1, h, w, 3] each.
         advance: called twice per calibration image.
         keep_float: names of convolutions that stay in FP32.
-        calibration: how the ranges of activations are chosen.
+        calibrations: ways to choose the ranges of activations; of several the one nearest to ``model`` is kept.
 
     Raises:
         DataError: ``keep_float`` has a name that no convolution has.
     """
     check_layers(model, keep_float)
+    step = paced(advance, 2, 1 + len(calibrations))
     with tempfile.TemporaryDirectory() as folder:
-        plain, ready, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "quantized"))
+        plain, ready = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready"))
         onnx.save(model, plain)
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        prepared = onnx.load(ready)
+        placed = [_with_nodes(ready, images, step, keep_float, _METHODS[name]) for name in calibrations]
+    originals, moments = convolutions(prepared.graph), second_moments(prepared, images, step)
+    for candidate in placed:
+        start_on_bytes(candidate.graph)  # first: the scales of biases follow from those of inputs
+        round_weights(candidate.graph, originals, moments)
+        shield(candidate.graph, keep_float)
+        for entry in [entry for entry in candidate.opset_import if entry.domain]:  # ONNX Runtime lists its own, unused
+            candidate.opset_import.remove(entry)
+    if len(placed) == 1:
+        return placed[0]
+    return max(placed, key=closeness(model, images[:JUDGED], optimize=True))
+
+
+def _with_nodes(
+    ready: str,
+    images: Sequence[NDArray[np.uint8]],
+    step: Callable[[], object],
+    keep_float: Collection[str],
+    method: CalibrationMethod,
+) -> onnx.ModelProto:
+    """ONNX Runtime's Q/DQ nodes in the FP32 graph of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = str(Path(folder) / "quantized.onnx")
         with redirect_stdout(io.StringIO()):  # "percentile" and "entropy" print what they are at
             quantize_static(
                 ready,
                 quantized,
-                _Reader(images, advance),
+                _Reader(images, step),
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
-                calibrate_method=_METHODS[calibration],
+                calibrate_method=method,
                 nodes_to_exclude=list(keep_float),
                 op_types_to_quantize=["Conv", "Clip", "Relu", "Add"],
                 extra_options={"CalibStridedMinMax": 1},  # one image's tensors in memory at a time
             )
-        prepared, result = onnx.load(ready), onnx.load(quantized)
-    moments = second_moments(prepared, images, advance)
-    start_on_bytes(result.graph)  # first: the scales of biases follow from those of inputs
-    round_weights(result.graph, convolutions(prepared.graph), moments)
-    shield(result.graph, keep_float)
-    for entry in [entry for entry in result.opset_import if entry.domain]:  # ONNX Runtime lists its own, unused
-        result.opset_import.remove(entry)
-    return result
+        return onnx.load(quantized)
 
 
 def round_weights(

@@ -1,7 +1,7 @@
 """The process in which NVIDIA ModelOpt runs: ``python -m edge_ravlm.export.quantize.modelopt_process FOLDER REQUEST``.
 
-It reads ``model.onnx`` and ``images.npy`` in the folder, writes ``METHOD.onnx`` for each of ``METHODS`` beside them and
-prints a line per image and pass. Nothing of ModelOpt is imported before ``main`` runs.
+It reads ``model.onnx`` and ``images.npy`` in the folder, writes ``CALIBRATION.onnx`` for each one wanted beside them
+and prints a line per image and pass. Nothing of ModelOpt is imported before ``main`` runs.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-METHODS = ("entropy", "max")
-"""Calibrations that ModelOpt offers for int8; the largest value and, symmetric as it is, min-max are one."""
+METHODS = {"entropy": "entropy", "minmax": "max"}
+"""ModelOpt's names; symmetric as it is, min-max and the largest value are one."""
 
 OPSET = 19
 """The first in which scales may be FP16; TensorRT 10.3 knows up to 20."""
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What to leave in floating point, by node name.
+    """How to calibrate, and what to leave in floating point, by node name.
 
     Attributes:
+        calibrations: names in METHODS.
         keep_half: in FP16.
         keep_single: in FP32.
     """
 
+    calibrations: list[str]
     keep_half: list[str]
     keep_single: list[str]
 
@@ -70,17 +72,17 @@ class _Images:
 
 
 def main(folder: Path, request: Request, step: Callable[[], object]) -> None:
-    """Quantize with each method."""
+    """Quantize with each calibration."""
     from edge_ravlm.export.quantize.moments import convolutions, second_moments  # noqa: PLC0415
     from edge_ravlm.export.quantize.trt_s8 import round_weights  # noqa: PLC0415  # it imports this module
 
     model, images = onnx.load(folder / "model.onnx"), np.load(folder / "images.npy")
     moments = second_moments(model, list(images), step)
     originals = convolutions(model.graph)
-    for method in METHODS:
-        placed = _with_nodes(folder, method, request, _Images(images, step))
+    for name in request.calibrations:
+        placed = _with_nodes(folder, METHODS[name], request, _Images(images, step))
         round_weights(placed.graph, originals, moments)
-        onnx.save(_in_half(folder, placed, request), folder / f"{method}.onnx")
+        onnx.save(_in_half(folder, placed, request), folder / f"{name}.onnx")
 
 
 def _with_nodes(folder: Path, method: str, request: Request, images: _Images) -> onnx.ModelProto:

@@ -22,21 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edge_ravlm.errors import EdgeRavlmError, needs_extra
+from edge_ravlm.export.quantize.candidates import CALIBRATIONS, JUDGED, Calibration, Judge, closeness, paced
 from edge_ravlm.export.quantize.keep_float import check_layers
-from edge_ravlm.export.quantize.modelopt_process import METHODS, Request
+from edge_ravlm.export.quantize.modelopt_process import Request
 from edge_ravlm.export.quantize.moments import Convolution
 from edge_ravlm.export.quantize.weights import round_for_inputs, symmetric_scales
-
-Judge = Callable[[onnx.ModelProto], float]
-"""How good a candidate is; the highest wins."""
-
-_JUDGED = 32
-"""Calibration images that candidates are compared on."""
 
 _SMALLEST_SCALE = 2.0**-14
 """Of a channel's weights: FP16's smallest normal number."""
@@ -48,9 +42,10 @@ def quantize(
     advance: Callable[[], object] = lambda: None,
     *,
     keep_float: Collection[str] = (),
+    calibrations: Sequence[Calibration] = CALIBRATIONS["trt-s8"],
     judge: Judge | None = None,
 ) -> onnx.ModelProto:
-    """Quantize the convolutions with every method that ModelOpt has, and keep the best.
+    """Quantize the convolutions in several ways, and keep the best.
 
     ModelOpt works in a process of its own: it patches ONNX Runtime's quantizer for good, and ``cpu-u8`` needs that as
     it is.
@@ -60,6 +55,7 @@ def quantize(
         images: calibration inputs, uint8 [1, h, w, 3] each.
         advance: called twice per calibration image.
         keep_float: names of convolutions that stay in FP16.
+        calibrations: ways to choose the ranges of activations.
         judge: by default the mean cosine to ``model`` on the first calibration images.
 
     Raises:
@@ -73,9 +69,10 @@ def quantize(
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(ready, Path(folder, "model.onnx"))
         np.save(Path(folder, "images.npy"), np.stack(images))
-        _run_modelopt(folder, Request(list(keep_float), tail(ready.graph)), _paced(advance, 2, 1 + len(METHODS)))
-        candidates = [onnx.load(Path(folder, f"{method}.onnx")) for method in METHODS]
-    return max(candidates, key=judge or _closeness(model, images[:_JUDGED]))
+        request = Request(list(calibrations), list(keep_float), tail(ready.graph))
+        _run_modelopt(folder, request, paced(advance, 2, 1 + len(calibrations)))
+        candidates = [onnx.load(Path(folder, f"{name}.onnx")) for name in calibrations]
+    return max(candidates, key=judge or closeness(model, images[:JUDGED], optimize=False))
 
 
 def cast_first(graph: onnx.GraphProto) -> None:
@@ -170,33 +167,3 @@ def _run_modelopt(folder: str, request: Request, advance: Callable[[], object]) 
                 got=killed or (lines[-1] if lines else f"exit code {process.returncode}"),
                 do="free memory or use fewer calibration images" if killed else "report this with the recipe",
             )
-
-
-def _paced(advance: Callable[[], object], wanted: int, given: int) -> Callable[[], None]:
-    """Something to call ``given`` times as often as ``advance`` is to be called ``wanted`` times."""
-    calls = 0
-
-    def step() -> None:
-        nonlocal calls
-        calls += 1
-        if calls * wanted // given > (calls - 1) * wanted // given:
-            advance()
-
-    return step
-
-
-def _closeness(model: onnx.ModelProto, images: Sequence[NDArray[np.uint8]]) -> Judge:
-    """A judge: the mean cosine of the embeddings to those in full precision."""
-    wanted = _embed(model, images)
-    return lambda candidate: float((_embed(candidate, images) * wanted).sum(1).mean())
-
-
-def _embed(model: onnx.ModelProto, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Unit-length embeddings in ONNX Runtime with its optimizations off."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1  # the same sums in the same order, so that exports repeat byte for byte
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    rows = np.concatenate([session.run(["embedding"], {"image": image})[0] for image in images])
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)

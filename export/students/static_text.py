@@ -104,8 +104,10 @@ def distil(
         progress: told how far the teacher and the training are.
 
     Raises:
-        DataError: if there are fewer sentences, or fewer teacher dimensions, than ``dim``.
+        DataError: if there are fewer sentences, or fewer teacher dimensions, than ``dim``, or the teacher's tokenizer
+            is of another kind.
     """
+    _check_pieces(teacher.tokenizer_json)
     sentences = list(dict.fromkeys(text for text in corpus if text.strip()))
     if len(sentences) < dim:
         raise _too_small(f"{dim} sentences", f"{len(sentences)}", "add sentences or lower dim")
@@ -304,6 +306,19 @@ def _token_ids(tokenizer_json: bytes, texts: Sequence[str]) -> list[list[int]]:
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     tokenizer.no_padding()
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def _check_pieces(tokenizer_json: bytes) -> None:
+    """Raises DataError unless it is BERT's kind of tokenizer."""
+    model = json.loads(tokenizer_json)["model"]
+    pieces = model["vocab"] if model.get("type", "WordPiece") == "WordPiece" else {}
+    if not {_PAD, _UNK, "[CLS]", "[SEP]"} <= set(pieces):
+        raise DataError(
+            "text teacher's tokenizer",
+            expected=f"WordPiece with {_PAD}, {_UNK}, [CLS] and [SEP], as BERT's family has it",
+            got=str(model.get("type", "one without these")),
+            do="choose a sentence encoder of that family, such as minilm-l6",
+        )
 
 
 def _by_id(spec: dict[str, Any]) -> list[str]:

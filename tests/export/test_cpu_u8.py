@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export import parity
+from edge_ravlm.export.quantize.candidates import CALIBRATIONS, calibrations, closeness
 from edge_ravlm.export.quantize.cpu_u8 import quantize, start_on_bytes
 from edge_ravlm.export.quantize.moments import Convolution, convolutions
 from edge_ravlm.export.quantize.weights import LIMIT
@@ -139,7 +140,7 @@ def test_progress_counts_every_picture_twice(original: onnx.ModelProto, small_pi
 def test_it_prints_nothing(
     original: onnx.ModelProto, small_pictures: list[np.ndarray], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    quantize(original, small_pictures[:3], calibration="entropy")
+    quantize(original, small_pictures[:3], calibrations=("entropy",))
     assert capfd.readouterr().out == ""
 
 
@@ -275,8 +276,29 @@ def test_every_way_to_calibrate_works(
     reference: np.ndarray,
     calibration: Any,
 ) -> None:
-    found = quantize(original, small_pictures[:16], calibration=calibration)
+    found = quantize(original, small_pictures[:16], calibrations=(calibration,))
     assert agreement(embed(found, unseen), reference) > 0.97
+
+
+def test_of_several_ways_to_calibrate_the_nearest_model_is_kept(
+    original: onnx.ModelProto, small_pictures: list[np.ndarray], reference: np.ndarray
+) -> None:
+
+    pictures = small_pictures[:16]
+    calls: list[None] = []
+    best = quantize(original, pictures, lambda: calls.append(None), calibrations=CALIBRATIONS["cpu-u8"])
+    assert len(calls) == 2 * len(pictures)
+    judge = closeness(original, pictures, optimize=True)
+    each = [judge(quantize(original, pictures, calibrations=(name,))) for name in CALIBRATIONS["cpu-u8"]]
+    assert judge(best) == pytest.approx(max(each), abs=1e-7)
+    assert min(each) < max(each)
+
+
+def test_a_way_to_calibrate_that_a_flavour_lacks_is_refused() -> None:
+    assert calibrations("trt-s8", "best") == CALIBRATIONS["trt-s8"]
+    assert calibrations("cpu-u8", "entropy") == ("entropy",)
+    with pytest.raises(DataError, match=r"trt-s8: expected one of best, minmax, entropy, got 'percentile'"):
+        calibrations("trt-s8", "percentile")
 
 
 @pytest.mark.parametrize("layer", LAYERS)

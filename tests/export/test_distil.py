@@ -24,7 +24,15 @@ from edge_ravlm.errors import DataError, UsageError
 from edge_ravlm.export.distil import Batch, DistilSettings, Texts, distil, whitened
 from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, STUDENT
 from edge_ravlm.export.distil.feed import squares
-from edge_ravlm.export.distil.losses import caption_loss, cosine_loss, relational_loss, resized, ridge, token_loss
+from edge_ravlm.export.distil.losses import (
+    caption_loss,
+    cosine_loss,
+    pair_loss,
+    relational_loss,
+    resized,
+    ridge,
+    token_loss,
+)
 from edge_ravlm.export.distil.training import learning_rate
 from edge_ravlm.export.students.image import ImageStudent
 from edge_ravlm.export.students.plain import PlainBackbone
@@ -91,7 +99,7 @@ class Blobs:
             picture[(rows - y) ** 2 + (columns - x) ** 2 < 150] = self._colours[colour]
             pictures.append(picture)
             said.append(str(colour))
-        return Batch(pictures, said if self.captions else None)
+        return Batch(pictures, [int(colour) for colour in said], said if self.captions else None)
 
 
 def texts(captions: Sequence[str]) -> NDArray[np.float32]:
@@ -154,6 +162,50 @@ def test_captions_attract_their_pictures_and_equal_captions_share_the_right_answ
     doubled = said.repeat(2, 1)
     # Two right answers of equal score cost log 2, and nothing would be gained by telling them apart.
     assert float(caption_loss(doubled, doubled, 0.02)) == pytest.approx(np.log(2), abs=0.02)
+
+
+def test_pairs_are_drawn_together_and_what_shows_nothing_has_no_company():
+    things, nobody = torch.tensor([0, 0, 1, 1]), (torch.zeros(0, DIM), torch.zeros(0, dtype=torch.int64))
+    apart = unit(4, DIM)
+    together = apart[[0, 0, 2, 2]]
+    assert float(pair_loss(together, things, *nobody, 0.05)) < float(pair_loss(apart, things, *nobody, 0.05)) - 1
+    # Right answers among strangers that are all alike: three candidates of equal score cost log 3.
+    alike = apart[[0, 0, 0, 0]]
+    assert float(pair_loss(alike, things, *nobody, 0.1)) == pytest.approx(np.log(3), abs=1e-5)
+    assert float(pair_loss(alike, torch.tensor([0, 1, -1, -1]), *nobody, 0.1)) == 0
+
+
+def test_earlier_batches_are_company_and_strangers_too():
+    things, picture = torch.tensor([7]), unit(1, DIM)
+    same, other = (picture, things), (picture, things + 1)
+    stranger = unit(1, DIM), things + 2
+    assert float(pair_loss(picture, things, *same, 0.1)) == pytest.approx(0, abs=1e-5)
+    assert float(pair_loss(picture, things, *other, 0.1)) == 0
+    both = torch.cat([same[0], stranger[0]]), torch.cat([same[1], stranger[1]])
+    assert float(pair_loss(picture, things, *both, 0.1)) > 1e-5
+
+
+def test_pairs_draw_pictures_of_one_thing_together_whatever_the_teacher_sees(tmp_path: Path):
+    class Blind(ToyTeacher):
+        """Sees the noise in a corner only."""
+
+        def embed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+            return super().embed(pixels[:, :8, :8].repeat(1, 6, 6, 1))
+
+    def apart(student: ImageStudent) -> float:
+        held = Blobs().held_out()
+        with torch.no_grad():
+            embedding, _ = student(squares(held.pictures, 64))
+        return float(pair_loss(embedding, torch.tensor(held.things), embedding[:0], torch.zeros(0, dtype=int), 0.1))
+
+    usual: dict[str, Any] = {"steps": 40, "batch": 16, "evaluate_every": 20, "tokens": 0, "cosine": 0.3}
+    folders = tmp_path / "without", tmp_path / "with"
+    without, learnt = (
+        distil(toy_student(), Blind(), Blobs(), settings(**usual, pairs=pairs, recent=64), folder)
+        for folder, pairs in zip(folders, (0.0, 1.0), strict=True)
+    )
+    assert apart(learnt) < 0.8 * apart(without)
+    assert all(float(row["pairs"]) > 0 for row in log(tmp_path / "with"))
 
 
 def test_grids_are_resized_as_pictures_are():
@@ -247,12 +299,13 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path, killed_after: i
         if done == killed_after:
             raise Killed
 
+    pairs: dict[str, Any] = {"pairs": 0.5, "recent": 12}
     with pytest.raises(Killed):
-        train(tmp_path / "killed", progress=kill)
+        train(tmp_path / "killed", progress=kill, **pairs)
     steps: list[int] = []
-    again = train(tmp_path / "killed", progress=lambda done, total: steps.append(done))
+    again = train(tmp_path / "killed", progress=lambda done, total: steps.append(done), **pairs)
     assert steps[0] == killed_after // 2 * 2 + 1
-    assert_same(again, train(tmp_path / "whole"))
+    assert_same(again, train(tmp_path / "whole", **pairs))
     timeless = [[{**row, "seconds": ""} for row in log(tmp_path / name)] for name in ("killed", "whole")]
     assert timeless[0] == timeless[1]
     assert [row["step"] for row in timeless[0]] == ["1", "2", "3", "4", "5", "6"]
@@ -323,7 +376,7 @@ def test_two_processes_with_half_batches_equal_one_with_the_whole(tmp_path: Path
 
 def train_shared(folder: Path, student: ImageStudent) -> None:
     """What ``torchrun`` runs: every loss, captions included."""
-    changes = settings(steps=4, rate=1e-3, accumulate=2)
+    changes = settings(steps=4, rate=1e-3, accumulate=2, pairs=0.5, recent=12)
     distil(student, ToyTeacher(), Blobs(captions=True), changes, folder, texts=texts)
 
 

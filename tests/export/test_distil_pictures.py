@@ -13,7 +13,7 @@ from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data.scenes import Material
 from edge_ravlm.export.distil import Batch, ComposedScenes, DistilSettings, FolderPictures, Pictures
 from edge_ravlm.export.distil.feed import Sides, feed
-from edge_ravlm.export.distil.pictures import augmented
+from edge_ravlm.export.distil.pictures import NOTHING, augmented
 
 pytestmark = pytest.mark.export
 
@@ -45,8 +45,10 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Pict
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return len(one.pictures) == len(other.pictures) and all(
-        np.array_equal(a, b) for a, b in zip(one.pictures, other.pictures, strict=True)
+    return (
+        len(one.pictures) == len(other.pictures)
+        and all(np.array_equal(a, b) for a, b in zip(one.pictures, other.pictures, strict=True))
+        and list(one.things) == list(other.things)
     )
 
 
@@ -61,8 +63,19 @@ def test_batches_depend_on_seed_step_and_rank_and_on_nothing_else(make: Callable
 
 
 def test_two_halves_are_the_whole_batch(make: Callable[[int], Pictures]):
-    halves = [*make(0).batch(5, 0, 3).pictures, *make(0).batch(5, 1, 3).pictures]
-    assert same(Batch(halves), make(0).batch(5, 0, 6))
+    first, second = make(0).batch(5, 0, 3), make(0).batch(5, 1, 3)
+    halves = Batch([*first.pictures, *second.pictures], [*first.things, *second.things])
+    assert same(halves, make(0).batch(5, 0, 6))
+
+
+def test_things_come_in_pairs_of_different_pictures(make: Callable[[int], Pictures]):
+    batch = make(0).batch(2, 0, 40)
+    pairs = [(n, n + 1) for n in range(0, 40, 2) if NOTHING not in batch.things[n : n + 2]]
+    assert len(pairs) > 15
+    for one, other in pairs:
+        assert batch.things[one] == batch.things[other]
+        assert not np.array_equal(batch.pictures[one], batch.pictures[other])
+    assert len(set(batch.things)) > 5
 
 
 def test_pictures_are_bgr_bytes(make: Callable[[int], Pictures]):

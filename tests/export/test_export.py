@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -17,8 +18,12 @@ import edge_ravlm
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, DataError
 from edge_ravlm.export import pipeline
+from edge_ravlm.export.distil import Pictures
+from edge_ravlm.export.images import gather
 from edge_ravlm.export.parity import GateError
 from edge_ravlm.export.recipe import Recipe, read_recipe
+from edge_ravlm.export.students import STUDENTS
+from edge_ravlm.export.students.choose import Choice
 from edge_ravlm.targets import target
 
 pytestmark = pytest.mark.export
@@ -197,3 +202,62 @@ def test_pictures_that_cannot_be_used_are_counted_and_named(base: Path, tmp_path
     with pytest.raises(DataError, match=says):
         pipeline.export(changed, data, target("cpu-x86"), tmp_path / "out", base=tmp_path, bar=no_bar)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_is_chosen_once_and_the_report_says_why(base: Path, tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def choose(_target: object, budget_ms: float) -> Choice:
+        asked.append(budget_ms)
+        return Choice(STUDENTS["repvgg-tiny"], (), "repvgg-tiny: 3.0 ms of 7 ms")
+
+    recipe = read_recipe(base / "recipe.toml")[0]
+    changed = {"student": msgspec.structs.replace(recipe.student, kind="auto", budget_ms=7.0)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "choose_student", choose)
+        with pytest.MonkeyPatch.context() as interrupted:
+            interrupted.setattr(pipeline.parity, "judge", stop)
+            with pytest.raises(KeyboardInterrupt):
+                export(base, tmp_path / "out", changed=changed)
+        bundle = export(base, tmp_path / "out", changed=changed)
+    assert asked == [7.0]
+    assert json.loads(bundle.read("parity/cpu-u8.json"))["setting"]["student"] == "repvgg-tiny: 3.0 ms of 7 ms"
+    assert bundle.manifest.preprocess.width == 64
+
+
+def captioned(base: Path, rows: int) -> Recipe:
+    """The recipe with a caption for the first ``rows`` pictures, by name."""
+    names = sorted(path.name for path in (base / "pictures").iterdir())[:rows]
+    lines = [json.dumps({"image": f"pictures/{name}", "text": f"the lamp is {Path(name).stem}"}) for name in names]
+    (base / "captions.jsonl").write_text("\n".join(lines))
+    recipe = read_recipe(base / "recipe.toml")[0]
+    return msgspec.structs.replace(
+        recipe,
+        images=msgspec.structs.replace(recipe.images, captions="captions.jsonl"),
+        teacher=msgspec.structs.replace(recipe.teacher, image="efficientnet-lite2"),
+        text=msgspec.structs.replace(recipe.text, dim=recipe.student.dim),
+    )
+
+
+def test_captions_reach_the_training_with_the_text_student_that_ships(base: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+
+    def learn(_student: object, _teacher: object, pictures: Pictures, *_: object, **options: Any) -> None:
+        given.update(options, batch=pictures.batch(0, 0, 4))
+        raise KeyboardInterrupt
+
+    recipe = captioned(base, 120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "image_teacher", lambda *_: object())
+        patch.setattr(pipeline, "distil", learn)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.export(recipe, b"captions", target("cpu-x86"), tmp_path / "out", base=base, bar=no_bar)
+    said = given["batch"].captions
+    assert len(said) == 4
+    assert all(text.startswith("the lamp is ") for text in said)
+    assert given["texts"](said).shape == (4, recipe.student.dim)
+
+
+def test_a_picture_without_a_caption_is_named(base: Path) -> None:
+    with pytest.raises(DataError, match=r"each of 120 pictures, got none for 20 of them, '\d+\.png' first"):
+        gather(captioned(base, 100), base)

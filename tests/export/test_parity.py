@@ -155,10 +155,10 @@ def test_the_report_can_be_read_and_looked_at() -> None:
 
 
 def test_the_session_that_ships_is_the_one_that_is_judged() -> None:
-    """The manifest's options reach the session, and a stand-in's speed is not reported."""
+    """The options reach the session, and a stand-in's speed is not reported."""
     figures, _ = judged(MATRIX)
     assert figures.session == "onnxruntime all"
-    spec = Model(file="m", backend="tensorrt", graph_optimization="disable")
+    spec = Model(file="m", backend="onnxruntime", graph_optimization="disable")
     stand_in = Embedder(linear(MATRIX), spec, SHAPE)
     found = judge(
         pictures(), original=ORIGINAL, shipped=stand_in, reference=ORIGINAL,

@@ -197,6 +197,13 @@ class TestStudent:
         with pytest.raises(DataError, match="dimensions"):
             distil(teacher, CORPUS, dim=HIDDEN + 1)
 
+    def test_refuses_a_teacher_with_another_kind_of_tokenizer(self) -> None:
+        class Other:
+            tokenizer_json = json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}}}).encode()
+
+        with pytest.raises(DataError, match=r"WordPiece.*got BPE.*minilm-l6"):
+            distil(Other(), CORPUS, dim=DIM)
+
 
 @pytest.mark.parametrize("export", [to_onnx, to_onnx_int8])
 class TestGraphs:

@@ -20,7 +20,7 @@ from edge_ravlm.export.engines import build
 from edge_ravlm.export.judging import JudgeSet
 from edge_ravlm.export.onnx_graph import image_graph
 from edge_ravlm.export.quantize import trt_s8
-from edge_ravlm.export.quantize.modelopt_process import METHODS
+from edge_ravlm.export.quantize.candidates import CALIBRATIONS
 from edge_ravlm.export.quantize.trt_s8 import cast_first, quantize, tail
 from edge_ravlm.export.students.image import ImageStudent, batched
 from edge_ravlm.manifest import Answering, Model
@@ -185,7 +185,7 @@ def test_a_layer_that_stays_in_floating_point_gives_its_agreement_back(
         return -len(candidates)
 
     found = quantize(model, small_pictures[:SEEN], keep_float=["expand"], judge=judge)
-    assert len(candidates) == len(METHODS)
+    assert len(candidates) == len(CALIBRATIONS["trt-s8"])
     assert found is candidates[0]
     values, made = constants(found), makers(found)
     kept = convolution(found, "expand")
