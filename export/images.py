@@ -83,7 +83,7 @@ def _scenes(recipe: Recipe) -> Gathered:
         training=ComposedScenes(train, seed=recipe.seed),
         calibration=[calibration[int(i)] for i in chosen],
         fitting=state_tasks(train, 60, _FIT_SEED),
-        judging=judge_set(held_out, each=2, tasks=60, seed=_JUDGE_SEED),
+        judging=judge_set(held_out, each=4, tasks=60, seed=_JUDGE_SEED),
         sources=tuple(package_source(name) for name in SCENE_PACKAGES),
     )
 
