@@ -41,8 +41,8 @@ _PHOTOS: Mapping[str, str] = {
     "YellowFlower",
     "lomiri-wallpapers": "Bridge_by_Sander_Klootwijk Dragonfly_by_Bolly Picture_0B_by_freespace "
     "Picture_1A_by_freespace Wine_by_Jakkub_Mede aitzgorri_by_Aitzol_Berasategi free_by_Peter_Nerlich "
-    "friends_by_Aitzol_Berasategi greentock_by_Peter_Nerlich life_by_Aitzol_Berasategi picosdeeuropa_by_Aitzol_Berasategi "
-    "seeding_by_Clements_Engelhardt sunset_by_Aitzol_Berasategi",
+    "friends_by_Aitzol_Berasategi greentock_by_Peter_Nerlich life_by_Aitzol_Berasategi "
+    "picosdeeuropa_by_Aitzol_Berasategi seeding_by_Clements_Engelhardt sunset_by_Aitzol_Berasategi",
     "plasma-wallpapers": "BytheWater ColorfulCups DarkestHour EveningGlow FallenLeaf Kite OneStandsOut Path",
     "opencv-doc": "000 001 aero1 aloeL apple baboon board building butterfly chicky_512 ela_original fruits graf1 home "
     "leuvenA leuvenB licenseplate_motion messi5 orange plant rubberwhale1 scenetext03 scenetext04 squirrel_cls "

@@ -117,7 +117,8 @@ def _warped(scene: Pixels, cut_out: Pixels, corners: NDArray[np.float32]) -> Pix
     weighed = np.concatenate([cut_out[..., :3] * alpha, alpha], axis=2)
     scale = float(max(np.ptp(corners, axis=0)) / max(cut_out.shape[:2]))
     if scale < 1:  # warping alone would skip pixels
-        weighed = cv2.resize(weighed, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        small = [max(1, round(n * scale)) for n in cut_out.shape[1::-1]]
+        weighed = cv2.resize(weighed, small, interpolation=cv2.INTER_AREA)
     # A transparent rim, so that the edges of what fills its rectangle are smooth too.
     weighed = cv2.copyMakeBorder(weighed, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
     height, width = weighed.shape[:2]

