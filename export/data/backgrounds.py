@@ -131,7 +131,7 @@ def room(wall: Pixels, floor: Pixels, rng: np.random.Generator, size: tuple[int,
     view[edge : edge + 4] *= 0.6
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     lamp_y, lamp_x, reach = rng.uniform(-0.2, 0.6) * height, rng.uniform(0, 1) * width, rng.uniform(0.7, 1.5) * width
-    light = 0.55 + 0.6 * np.exp(-((rows - lamp_y) ** 2 + (columns - lamp_x) ** 2) / reach**2)
+    light = 0.5 + 0.5 * np.exp(-((rows - lamp_y) ** 2 + (columns - lamp_x) ** 2) / reach**2)
     return np.asarray(np.clip(view * light[..., None], 0, 255), np.uint8)
 
 

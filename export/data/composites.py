@@ -23,6 +23,8 @@ class Wear:
 
     Attributes:
         scale: the cut-out's longer side as a share of the scene's side.
+        thinnest: what is long and thin is drawn larger, up to the end of ``scale``, until its shorter side is that
+            share of the scene's side.
         rotation: degrees to either side.
         perspective: how far each corner moves, at most, as a share of the cut-out's sides.
         cut_off: how often the cut-out reaches over the border.
@@ -35,6 +37,7 @@ class Wear:
     """
 
     scale: tuple[float, float] = (0.2, 0.6)
+    thinnest: float = 0.07
     rotation: float = 10.0
     perspective: float = 0.12
     cut_off: float = 0.25
@@ -80,9 +83,9 @@ def placed(
         uint8 [s, s, 3], and float32 [4, 2] x and y in pixels: top left, top right, bottom right, bottom left.
     """
     side = scene.shape[0]
-    longest = rng.uniform(*wear.scale) * side
     shares = np.array(cut_out.shape[1::-1]) / max(cut_out.shape[:2])
-    shape = np.maximum(1, longest * shares)
+    least = np.clip(wear.thinnest / shares.min(), *wear.scale)
+    shape = np.maximum(1, rng.uniform(least, wear.scale[1]) * side * shares)
     unit = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
     angle = np.deg2rad(rng.uniform(-wear.rotation, wear.rotation))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -46,6 +46,29 @@ _PLACES = {
 _PROPER = "Apple Chevrolet Concept Ford French Japanese Osaka Peugeot Renault Rubik's Seat Siamese Winchester Yamaha"
 """First words that are capital inside of a sentence too."""
 
+_CORRECTED = {
+    "Barnum": "Canopy",
+    "Bended coconut tree": "Bent coconut tree",
+    "Bootie": "Ankle boots",
+    "Flacon": "Perfume bottle",
+    "Flipper": "Pinball machine",
+    "Gaz water heater": "Gas water heater",
+    "Hashtray": "Ashtray",
+    "Letters box": "Letter box",
+    "Little bank": "Little bench",
+    "Mocassin": "Moccasin",
+    "Oil servers": "Oil bottles",
+    "Penbox": "Pen holder",
+    "Puff": "Beanbag",
+    "Short": "Shorts",
+    "Socket": "Sock",
+    "Teck chair": "Teak chair",
+    "Toilets unit": "Toilet",
+    "Trunck": "Trunk",
+    "Wood bank": "Wooden bench",
+}
+"""Names that are no English word for what the render shows; the catalogues were made in France."""
+
 _SINGULAR_S = frozenset({"bus", "cactus", "cypress", "ficus", "focus", "tennis"})
 
 
@@ -178,6 +201,7 @@ def _piece(entry: dict[str, str], archive: zipfile.ZipFile, licence: str) -> Pie
 
 def _spoken(name: str) -> str:
     """As inside of a sentence: small at its start unless that is a proper name or, like ``TV``, an abbreviation."""
+    name = re.sub(r" plug$", " outlet", _CORRECTED.get(name, name))
     name = re.sub(r" (\d+ (?:panes|zones|seats)|small panes)", r" with \1", name)
     name = re.sub(r" - (\w)", lambda found: f", {found[1].lower()}", name)
     first = name.split()[0]

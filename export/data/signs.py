@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from edge_ravlm.cache import cache_folder
-from edge_ravlm.errors import DataError, needs_extra
+from edge_ravlm.errors import DataError, StorageError, needs_extra
 from edge_ravlm.export.data.packages import fetch, packages
 from edge_ravlm.frames import Pixels
 
@@ -24,6 +24,9 @@ LONGEST = 192
 """Pixels of a rendered sign's longer side."""
 
 HELD_OUT_MEANINGS = 150
+
+_RENDERING = 1
+"""Raised when signs come out otherwise than before: those in the cache are then not used."""
 
 _UNSEEN: Pixels = np.zeros((1, 1, 4), np.uint8)
 
@@ -86,9 +89,10 @@ def signs() -> list[Sign]:
     Raises:
         DataError: a file that is no picture, or whose name does not say what it means.
         MissingExtra: the export extra is not installed.
+        StorageError: the cache cannot be written.
     """
     paths = files()
-    kept = cache_folder() / f"{PACKAGE}-{packages()[PACKAGE].version}-{LONGEST}.npz"
+    kept = cache_folder() / f"{PACKAGE}-{packages()[PACKAGE].version}-{LONGEST}-{_RENDERING}.npz"
     if not kept.is_file():
         _keep(kept, [rendered(path) for path in paths])
     pictures = _kept(kept)
@@ -177,9 +181,17 @@ def _no_picture(path: Path, got: str) -> DataError:
 def _keep(path: Path, pictures: Sequence[Pixels]) -> None:
     shapes = np.array([picture.shape[:2] for picture in pictures], np.int32)
     flat = np.concatenate([picture.ravel() for picture in pictures])
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        np.savez_compressed(file, shapes=shapes, pixels=flat)
-    Path(file.name).replace(path)  # whole or not at all
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            np.savez_compressed(file, shapes=shapes, pixels=flat)
+        Path(file.name).replace(path)  # whole or not at all
+    except OSError as error:
+        raise StorageError(
+            f"cache '{path.parent}'",
+            expected="a folder that can be written",
+            got=error.strerror or str(error),
+            do="free space there or set EDGE_RAVLM_CACHE to another folder",
+        ) from None
 
 
 def _kept(path: Path) -> list[Pixels]:

@@ -68,6 +68,14 @@ def test_a_cut_out_lies_where_its_corners_say() -> None:
     assert (GREY == 100).all(), "the scene given is left alone"
 
 
+def test_what_is_thin_is_drawn_large_enough() -> None:
+    for seed in range(5):
+        _, thin = placed(GREY, opaque((128, 20)), np.random.default_rng(seed), CLEAN)
+        assert np.ptp(thin, axis=0).min() >= 0.07 * SIDE - 1e-3
+        _, line = placed(GREY, opaque((128, 2)), np.random.default_rng(seed), CLEAN)
+        assert np.ptp(line, axis=0).max() == pytest.approx(0.6 * SIDE), "no larger than the largest"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_edges_have_no_fringe(seed: int) -> None:
     """A grey ring on the same grey: dark colours under transparent pixels must not come along."""

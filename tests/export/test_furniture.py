@@ -69,6 +69,8 @@ def test_a_catalogue_is_read(tmp_path: Path) -> None:
         ("Sofa 2 seats", "Living room", "a sofa with 2 seats", "the sofa with 2 seats belongs in the living room"),
         ("Ford Focus", "Vehicles", "a Ford Focus", "the Ford Focus is a vehicle"),
         ("TV stand", "Living room", "a TV stand", "the TV stand belongs in the living room"),
+        ("Socket", "Bedroom", "a sock", "the sock belongs in the bedroom"),
+        ("Wall type E plug", "Kitchen", "a wall type E outlet", "the wall type E outlet belongs in the kitchen"),
         ("Bowl with fruits", "Kitchen", "a bowl with fruits", "the bowl with fruits belongs in the kitchen"),
     ],
 )
