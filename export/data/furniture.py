@@ -165,8 +165,8 @@ def split(pieces: Iterable[Piece], *, held_out: float = HELD_OUT, seed: int = 0)
 
 
 def family(title: str) -> str:
-    """The title without numbers: ``sofa 2 seats`` and ``sofa 3 seats`` are variants of one object."""
-    return " ".join(re.sub(r"[\d:°€]+", " ", title).lower().split())
+    """The title without numbers and types: ``sofa 2 seats`` and ``sofa 3 seats`` are variants of one object."""
+    return " ".join(re.sub(r"[\d:°€]+|\btype [a-z]\b|\bsport\b", " ", title.lower()).split())
 
 
 def _entries(catalog: str) -> list[dict[str, str]]:
