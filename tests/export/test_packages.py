@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from edge_ravlm.errors import DataError, StorageError
 from edge_ravlm.export.data import packages as module
-from edge_ravlm.export.data.packages import Package, cache_folder, cached, fetch, main, packages
+from edge_ravlm.export.data.packages import Package, cache_folder, cached, fetch, main, npm_registry, packages
 
 pytestmark = pytest.mark.export
 
@@ -66,6 +68,28 @@ def a_debian_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unpack: st
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+
+
+def npm(sha256: str) -> Package:
+    return Package(registry="npm", package="@scope/tiny", version="1.0.0", sha256=sha256, licence="CC0-1.0")
+
+
+@pytest.fixture
+def npm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An npm registry that is a folder."""
+    folder = tmp_path / "npm"
+    (folder / "@scope/tiny/-").mkdir(parents=True)
+    monkeypatch.setenv("npm_config_registry", f"{folder.as_uri()}/")
+    return folder
+
+
+def publish(folder: Path, member: tarfile.TarInfo, content: bytes = CONTENT) -> str:
+    """Puts a tarball with that member into the registry, and returns its SHA-256."""
+    path = folder / "@scope/tiny/-/tiny-1.0.0.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        member.size = len(content) if member.isreg() else 0
+        archive.addfile(member, io.BytesIO(content))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 UNPACK = f'mkdir -p "$3/usr/share/tiny" && printf %s "{CONTENT.decode()}" > "$3/usr/share/tiny/one.png"'
@@ -133,6 +157,69 @@ def test_a_fetch_that_breaks_leaves_nothing(
     assert list(cache.iterdir()) == []
 
 
+def test_an_npm_package_is_fetched_checked_and_unpacked(npm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    knows(monkeypatch, npm(publish(npm_folder, tarfile.TarInfo("package/one.svg"))))
+    assert (fetch("tiny") / "package/one.svg").read_bytes() == CONTENT
+
+
+def test_another_tarball_than_expected_is_refused(npm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(npm_folder, tarfile.TarInfo("package/one.svg"))
+    knows(monkeypatch, npm("0" * 64))
+    with pytest.raises(DataError, match="expected SHA-256 000000000000…"):
+        fetch("tiny")
+    assert cached("tiny") is None
+
+
+def link(name: str, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    return member
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        tarfile.TarInfo("../outside.svg"),
+        tarfile.TarInfo("package/../../outside.svg"),
+        tarfile.TarInfo("/outside.svg"),
+        link("package/soft", tarfile.SYMTYPE),
+        link("package/hard", tarfile.LNKTYPE),
+        link("package/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=lambda member: member.name,
+)
+def test_a_tarball_that_reaches_outside_is_refused(
+    npm_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, member: tarfile.TarInfo
+) -> None:
+    knows(monkeypatch, npm(publish(npm_folder, member)))
+    with pytest.raises(DataError, match=f"expected regular files inside of it alone, got '{member.name}'"):
+        fetch("tiny")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("registry", ["", "no address"])
+def test_an_npm_registry_without_the_package(
+    npm_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, registry: str
+) -> None:
+    if registry:
+        monkeypatch.setenv("npm_config_registry", registry)
+    knows(monkeypatch, npm("0" * 64))
+    with pytest.raises(DataError, match=r"package @scope/tiny@1\.0\.0: expected .*tiny-1\.0\.0\.tgz to be there"):
+        fetch("tiny")
+    assert list(cache.iterdir()) == []
+
+
+def test_npm_asks_the_registry_that_the_user_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY", "npm_config_userconfig", "NPM_CONFIG_USERCONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert npm_registry() == "https://registry.npmjs.org"
+    (tmp_path / ".npmrc").write_text("audit=false\n@scope:registry=https://b/\nregistry = https://npm.example/a/\n")
+    assert npm_registry() == "https://npm.example/a"
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "https://mirror.example/")
+    assert npm_registry() == "https://mirror.example"
+
+
 def test_without_apt_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     knows(monkeypatch, debian())
@@ -185,16 +272,18 @@ def test_the_command_says_where_a_package_lies(cache: Path, capsys: pytest.Captu
 def test_every_package_can_be_checked(name: str) -> None:
     package = packages()[name]
     assert package.licence
-    hashes = [package.sha256] if package.registry == "pypi" else list(package.files.values())
+    pinned = package.registry != "debian"
+    hashes = [package.sha256] if pinned else list(package.files.values())
     assert all(len(found) == 64 and int(found, 16) >= 0 for found in hashes)
-    assert bool(package.version) == (package.registry == "pypi")
+    assert bool(package.version) == pinned
 
 
 def test_data_is_fetched_without_the_export_extra() -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'onnx', 'onnxscript', 'matplotlib', 'safetensors', 'efficientnet_lite_pytorch'):\n"
+        "for name in ('torch', 'onnx', 'onnxscript', 'matplotlib', 'safetensors', 'efficientnet_lite_pytorch',\n"
+        "             'resvg_py'):\n"
         "    sys.modules[name] = None\n"  # importing it fails
-        "from edge_ravlm.export.data import corpus, demo_clip, packages, scenes\n"
+        "from edge_ravlm.export.data import corpus, datasets, demo_clip, manifest, packages, scenes, sheet\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
