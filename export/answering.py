@@ -31,9 +31,10 @@ LOST = 0.01
 RISK = 0.01
 """Share of wrong answers that is allowed among those given, as far as abstaining can bring it down."""
 
-FOREIGN_KEPT = 0.05
+FOREIGN_KEPT = 0.25
 """Share of pictures of other views that may still be answered. Real light and weather change a view by more than
-composed scenes do, so the floor is only as high as it has to be to tell most other views apart."""
+composed scenes do, and to an encoder that looks past backgrounds one empty view is much like another: the floor is only
+as high as it has to be to tell most other views apart. At 0.05 it cost the demo a seventh of its answers."""
 
 UNRELATED_KEPT = 0.25
 """Share of unrelated questions that may still find a memory. People word questions more freely than the texts that this
