@@ -105,7 +105,7 @@ def test_too_close_votes_get_no_answer_but_a_best_guess(ravlm: Ravlm, yard: Any)
 def test_one_answer_that_the_picture_hardly_resembles_is_a_guess_not_a_tie(ravlm: Ravlm, yard: Any) -> None:
     ravlm.remember(yard.closed, CLOSED, region=yard.gate)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ravlm, "_rules", _stricter(ravlm, abstain_below=1.0))
+        patch.setattr(ravlm, "_rules", _stricter(ravlm, abstain_below=1.0, image_floor=0.0))
         answer = ravlm.ask(yard.open, QUESTION, region=yard.gate)
     assert answer.reason == f"not enough like the only answer taught; the best guess is '{CLOSED}'"
 
