@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -238,15 +237,15 @@ def test_writing_that_is_cut_off_leaves_what_was_there(
         store(folder, ENGINE, b"the one before")
     steps = 0
 
-    def moved(*names: Any, whole: Callable[..., None] = os.replace) -> None:
+    def moved(*names: Any, whole: Callable[..., Path] = Path.replace) -> Path:
         nonlocal steps
         if steps == step:
             raise stop
         steps += 1
-        whole(*names)
+        return whole(*names)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engines.os, "replace", moved)
+        patch.setattr(Path, "replace", moved)
         with pytest.raises(StorageError if isinstance(stop, OSError) else KeyboardInterrupt):
             store(folder, ENGINE, PLAN)
     found = find(KEY, bundle, [folder])
