@@ -7,20 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from edge_ravlm.errors import DataError, FrameError
-from edge_ravlm.export.data.scenes import material, object_scenes
+from edge_ravlm.export.data.scenes import at_most, material, object_scenes
 from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
-from edge_ravlm.export.recipe import Recipe
+from edge_ravlm.export.recipe import SCENES, Recipe
 from edge_ravlm.export.teachers.weights import package_source
 from edge_ravlm.frames import Pixels, read_image
 from edge_ravlm.manifest import Source
 from edge_ravlm.runtime.transfer import read_rows
 
-SCENES = "scenes"
 SCENE_PACKAGES = ("tuxpaint-stamps", "mate-backgrounds", "lomiri-wallpapers", "opencv-doc")
 PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -152,14 +150,9 @@ def _read(paths: Sequence[Path]) -> list[Pixels]:
 
 def _read_one(path: Path) -> Pixels | None:
     try:
-        return _reduced(read_image(path).pixels)
+        return at_most(read_image(path).pixels, _LONGEST)
     except FrameError:
         return None  # it is counted: too few readable ones is an error with the numbers
-
-
-def _reduced(picture: Pixels) -> Pixels:
-    scale = min(1.0, _LONGEST / max(picture.shape[:2]))
-    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _share_of(path: Path) -> float:

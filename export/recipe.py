@@ -12,11 +12,13 @@ from edge_ravlm.errors import DataError
 from edge_ravlm.export.distil import DistilSettings
 from edge_ravlm.export.parity import Gate
 from edge_ravlm.export.students import STUDENTS
+from edge_ravlm.preprocess import Side
 
 AUTO = "auto"
 """A student's kind that is still to be measured."""
 
-SMALLEST_SIDE = 16
+SCENES = "scenes"
+"""In place of a folder: pictures that are composed from packages."""
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -37,7 +39,7 @@ class Images(_Strict, frozen=True):
             for each of a folder's pictures; the student is then aimed at its captions' text embeddings too.
     """
 
-    source: str = "scenes"
+    source: str = SCENES
     calibration: Annotated[int, msgspec.Meta(ge=16)] = 96
     held_out: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
     captions: str = ""
@@ -62,13 +64,13 @@ class Student(_Strict, frozen=True):
 
     Attributes:
         kind: a name of ``edge_ravlm.export.students``, or ``auto``: the most accurate that is measured to fit.
-        side: of its square input in pixels; 0 takes the kind's own.
+        side: of its square input in pixels; without it the kind's own.
         dim: length of an embedding.
         budget_ms: for one picture through the INT8 encoder on one thread; only ``auto`` asks.
     """
 
     kind: str = "efficientnet-lite0"
-    side: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    side: Side | None = None
     dim: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 256
     budget_ms: Annotated[float, msgspec.Meta(gt=0)] = 20.0
 
@@ -147,11 +149,9 @@ def _checked(recipe: Recipe) -> Recipe:
     student = recipe.student
     if student.kind not in {AUTO, *STUDENTS}:
         raise ValueError(f"student.kind '{student.kind}', which is none of {AUTO}, {', '.join(STUDENTS)}")
-    if 0 < student.side < SMALLEST_SIDE:
-        raise ValueError(f"student.side {student.side}, which is below {SMALLEST_SIDE}")
     if recipe.images.captions and recipe.text.dim != student.dim:
         raise ValueError(f"text.dim {recipe.text.dim} and student.dim {student.dim}, which captions want to be equal")
-    if recipe.images.captions and recipe.images.source == "scenes":
+    if recipe.images.captions and recipe.images.source == SCENES:
         raise ValueError("images.captions with images.source 'scenes', whose pictures are composed and have none")
     if recipe.images.captions and not recipe.teacher.image:
         raise ValueError("images.captions without teacher.image: nothing would learn from them")

@@ -17,6 +17,7 @@ import numpy as np
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.data.packages import fetch
+from edge_ravlm.export.data.scenes import PHOTO_SIDE, at_most
 from edge_ravlm.frames import Pixels, read_image
 
 Half = Literal["train", "held_out"]
@@ -31,9 +32,6 @@ TEXTURE_PACKAGES: Mapping[Half, str] = {"train": "sweethome3d", "held_out": "gim
 
 ROOMS = 24
 """Rooms in each half."""
-
-_LONGEST = 1000
-"""Pixels that photographs are reduced to."""
 
 # Drawings, patterns and black-and-white pictures are left out, and so are four pictures with a traffic sign in them.
 _PHOTOS: Mapping[str, str] = {
@@ -73,9 +71,9 @@ def photo_files(half: Half) -> dict[str, list[Path]]:
 
 
 def photographs(half: Half) -> list[Pixels]:
-    """uint8 [h, w, 3] BGR each, at most 1000 pixels a side, in a fixed order."""
+    """uint8 [h, w, 3] BGR each, at most PHOTO_SIDE pixels a side, in a fixed order."""
     paths = [path for files in photo_files(half).values() for path in files]
-    return [_reduced(read_image(path).pixels) for path in paths]
+    return [at_most(read_image(path).pixels, PHOTO_SIDE) for path in paths]
 
 
 def texture_files(half: Half) -> dict[str, bytes]:
@@ -206,8 +204,3 @@ def _tiled(texture: Pixels, size: tuple[int, int], tile: float) -> Pixels:
     one = cv2.resize(texture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     times = [-(-wanted // got) for wanted, got in zip(size, one.shape, strict=False)]
     return np.asarray(np.tile(one, (*times, 1))[: size[0], : size[1]], np.uint8)
-
-
-def _reduced(photo: Pixels) -> Pixels:
-    scale = min(1.0, _LONGEST / max(photo.shape[:2]))
-    return np.asarray(cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)

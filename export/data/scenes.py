@@ -19,6 +19,9 @@ from edge_ravlm.frames import Pixels
 SIDE = 320
 """Scenes are square, this many pixels a side."""
 
+PHOTO_SIDE = 1000
+"""Pixels that backgrounds are reduced to."""
+
 _HELD_OUT_PHOTOS = ("leuvenA", "building", "home", "fruits", "stuff", "board", "aloeL", "messi5", "butterfly")
 
 
@@ -28,7 +31,7 @@ class Material:
 
     Attributes:
         objects: uint8 [h, w, 4] BGRA cut-outs.
-        backgrounds: uint8 [h, w, 3] BGR photographs, at most 1000 pixels a side.
+        backgrounds: uint8 [h, w, 3] BGR photographs, at most PHOTO_SIDE pixels a side.
     """
 
     objects: Sequence[Pixels]
@@ -94,15 +97,19 @@ def object_scenes(source: Material, each: int, seed: int) -> tuple[list[Pixels],
     return [object_scene(source, int(index), rng) for index in labels], labels
 
 
+def at_most(picture: Pixels, longest: int) -> Pixels:
+    """The picture, reduced so that its longer side has ``longest`` pixels if it has more."""
+    scale = min(1.0, longest / max(picture.shape[:2]))
+    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def _photos(folder: Path, part: str = "") -> list[Path]:
     found = (p for p in sorted(folder.rglob("*.jpg")) if part in p.parts or not part)
     return [p for p in found if not p.is_symlink()]
 
 
-def _small(path: Path, longest: int = 1000) -> Pixels:
-    photo = np.asarray(cv2.imread(str(path)), np.uint8)
-    scale = min(1.0, longest / max(photo.shape[:2]))
-    return np.asarray(cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+def _small(path: Path) -> Pixels:
+    return at_most(np.asarray(cv2.imread(str(path)), np.uint8), PHOTO_SIDE)
 
 
 def _cut_outs(folder: Path) -> list[Pixels]:

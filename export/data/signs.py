@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from edge_ravlm.cache import cache_folder
+from edge_ravlm.engines import write_file
 from edge_ravlm.errors import DataError, StorageError, needs_extra
 from edge_ravlm.export.data.packages import fetch, packages
 from edge_ravlm.frames import Pixels
@@ -181,10 +182,10 @@ def _no_picture(path: Path, got: str) -> DataError:
 def _keep(path: Path, pictures: Sequence[Pixels]) -> None:
     shapes = np.array([picture.shape[:2] for picture in pictures], np.int32)
     flat = np.concatenate([picture.ravel() for picture in pictures])
+    packed = io.BytesIO()
+    np.savez_compressed(packed, shapes=shapes, pixels=flat)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            np.savez_compressed(file, shapes=shapes, pixels=flat)
-        Path(file.name).replace(path)  # whole or not at all
+        write_file(path, packed.getvalue())
     except OSError as error:
         raise StorageError(
             f"cache '{path.parent}'",

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from edge_ravlm.errors import DataError, FrameError
-from edge_ravlm.export.data.scenes import Material, background, object_scene, paste, weather
+from edge_ravlm.export.data.scenes import Material, at_most, background, object_scene, paste, weather
 from edge_ravlm.frames import Pixels, read_image
 
 _log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class FolderPictures:
 
     def held_out(self) -> Batch:
         """The kept files as they are, reduced."""
-        pictures = [_reduced(_read(self._paths[row]), self._longest) for row in self.kept]
+        pictures = [at_most(_read(self._paths[row]), self._longest) for row in self.kept]
         return Batch(pictures, self.kept, self._said(self.kept))
 
     def _row(self, step: int, place: int) -> int:
@@ -199,11 +199,6 @@ def _readable(path: Path) -> bool:
     except FrameError:
         return False
     return True
-
-
-def _reduced(picture: Pixels, longest: int) -> Pixels:
-    scale = min(1.0, longest / max(picture.shape[:2]))
-    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _names(paths: Sequence[Path], most: int = 5) -> str:

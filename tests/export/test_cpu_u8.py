@@ -281,9 +281,8 @@ def test_every_way_to_calibrate_works(
 
 
 def test_of_several_ways_to_calibrate_the_nearest_model_is_kept(
-    original: onnx.ModelProto, small_pictures: list[np.ndarray], reference: np.ndarray
+    original: onnx.ModelProto, small_pictures: list[np.ndarray]
 ) -> None:
-
     pictures = small_pictures[:16]
     calls: list[None] = []
     best = quantize(original, pictures, lambda: calls.append(None), calibrations=CALIBRATIONS["cpu-u8"])
