@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from edge_ravlm.errors import DataError, FrameError
+from edge_ravlm.export.data import datasets
 from edge_ravlm.export.data.scenes import at_most, material, object_scenes
-from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures
+from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures, Share, ThingScenes
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
 from edge_ravlm.export.recipe import SCENES, Recipe
 from edge_ravlm.export.teachers.weights import package_source
@@ -62,6 +63,17 @@ def gather(recipe: Recipe, base: Path) -> Gathered:
         return _scenes(recipe)
     captions = base / recipe.images.captions if recipe.images.captions else None
     return _folder(recipe, base / recipe.images.source, captions)
+
+
+def things_training(seed: int) -> ThingScenes:
+    """The training parts of ``traffic``, ``home`` and the stamps; fetches what is not cached.
+
+    Signs are most of it: they are told apart by the smallest details.
+    """
+    stamps, _ = material()
+    signs, objects = datasets.traffic().train.material, datasets.home().train.material
+    shares = (Share(signs, 0.6, mirrored=False), Share(objects, 0.2), Share(stamps, 0.2))
+    return ThingScenes(shares, seed=seed)
 
 
 def fingerprint(pictures: Sequence[Pixels]) -> str:

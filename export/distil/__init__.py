@@ -3,7 +3,19 @@
 from edge_ravlm.export.distil.pictures import Batch, ComposedScenes, FolderPictures, Pictures
 from edge_ravlm.export.distil.settings import DistilSettings
 from edge_ravlm.export.distil.targets import Texts
+from edge_ravlm.export.distil.things import Share, ThingScenes
 from edge_ravlm.export.distil.training import distil
 from edge_ravlm.export.distil.views import whitened
 
-__all__ = ["Batch", "ComposedScenes", "DistilSettings", "FolderPictures", "Pictures", "Texts", "distil", "whitened"]
+__all__ = [
+    "Batch",
+    "ComposedScenes",
+    "DistilSettings",
+    "FolderPictures",
+    "Pictures",
+    "Share",
+    "Texts",
+    "ThingScenes",
+    "distil",
+    "whitened",
+]

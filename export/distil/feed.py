@@ -21,7 +21,8 @@ class Inputs:
     """A batch for student and teacher.
 
     Attributes:
-        student, teacher: uint8 BGR [n, side, side, 3], each with its own side.
+        student: uint8 BGR [n, side, side, 3].
+        teacher: the same with its own side, of every ``Sides.every``-th picture.
         things: int64 [n], see ``Batch``.
         captions: one for each picture, or None.
     """
@@ -34,16 +35,25 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Sides:
-    """Sides of the square inputs in pixels."""
+    """Sides of the square inputs in pixels.
+
+    Attributes:
+        student, teacher: of each.
+        every: the teacher sees one of so many pictures.
+        early: of the student before step ``until``.
+    """
 
     student: int
     teacher: int
+    every: int = 1
+    early: int = 0
+    until: int = 0
 
-    def inputs(self, batch: Batch) -> Inputs:
-        """A batch, resized for both."""
+    def inputs(self, batch: Batch, step: int) -> Inputs:
+        """A step's batch, resized for both."""
         things = torch.tensor(batch.things, dtype=torch.int64)
-        student, teacher = squares(batch.pictures, self.student), squares(batch.pictures, self.teacher)
-        return Inputs(student, teacher, things, batch.captions)
+        student = squares(batch.pictures, self.early if step < self.until else self.student)
+        return Inputs(student, squares(batch.pictures[:: self.every], self.teacher), things, batch.captions)
 
 
 def squares(pictures: Sequence[Pixels], side: int) -> Tensor:
@@ -79,4 +89,4 @@ def feed(
 
 
 def _made(pictures: Pictures, sides: Sides, step: int, part: int, size: int) -> Inputs:
-    return sides.inputs(pictures.batch(step, part, size))
+    return sides.inputs(pictures.batch(step, part, size), step)

@@ -17,7 +17,7 @@ from edge_ravlm.frames import Pixels, read_image
 
 _log = logging.getLogger(__name__)
 
-_HELD_OUT = 2**40
+HELD_OUT = 2**40
 """A step that no training reaches: the held-out pictures' random numbers."""
 
 _MOST_HELD_OUT = 256
@@ -85,7 +85,7 @@ class ComposedScenes:
 
     def held_out(self) -> Batch:
         """Each kept object ``each`` times."""
-        rng = np.random.default_rng((self._seed, _HELD_OUT))
+        rng = np.random.default_rng((self._seed, HELD_OUT))
         kept = np.repeat(self.kept, self._each)
         return Batch([object_scene(self._material, int(index), rng) for index in kept], kept.tolist())
 

@@ -26,6 +26,11 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         clip: largest norm of the gradient.
         cosine: weight of 1 - cosine between the student's embedding and the teacher's.
         relational: weight of the difference between their similarity matrices.
+        teacher_head: imitate the teacher's embedding through a projection of its own, which is thrown away, instead of
+            in the embedding: the backbone keeps what the teacher knows, and the embedding is free for ``pairs``.
+        teacher_every: the teacher, whose look is a third of a step's time, sees every n-th picture only.
+        early_side: pixels of a smaller side that the student begins with, which is faster; 0 for none.
+        early: share of the steps that it does.
         tokens: weight of 1 - cosine between the cells of their grids, through a linear map that is thrown away.
         pairs: weight of the contrastive loss between pictures that show the same thing: makes a student that looks past
             background and light, which its teacher may not.
@@ -53,6 +58,10 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     clip: Positive = 1.0
     cosine: Weight = 1.0
     relational: Weight = 1.0
+    teacher_head: bool = False
+    teacher_every: Count = 1
+    early_side: Annotated[int, Meta(ge=0)] = 0
+    early: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     tokens: Weight = 0.5
     pairs: Weight = 0.0
     pairs_temperature: Positive = 0.1

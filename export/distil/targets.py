@@ -15,7 +15,7 @@ from edge_ravlm.export.distil.feed import Inputs, Sides, feed
 from edge_ravlm.export.distil.losses import resized, ridge
 from edge_ravlm.export.distil.pictures import Pictures
 from edge_ravlm.export.distil.settings import DistilSettings
-from edge_ravlm.export.students.image import ImageStudent, pooled
+from edge_ravlm.export.students.image import ImageStudent
 from edge_ravlm.export.students.whitening import Whitening, fit_whitening
 from edge_ravlm.export.teachers import ImageTeacher
 
@@ -60,13 +60,12 @@ def look(student: ImageStudent, teacher: ImageTeacher, inputs: Iterable[Inputs],
     seen, device = Seen(), student.centre.device
     for batch in inputs:
         _settle(student, batch.student.to(device))
-        grid = student.eval().grid(batch.student.to(device))
+        features, mine = student.eval().features(batch.student.to(device))
         embedding, tokens = teacher.embed(batch.teacher.to(device))
         if with_tokens and len(seen.cells) * _FIT_BATCH < _TOKEN_PICTURES:
-            mine = grid.flatten(2).transpose(1, 2)
             seen.cells.append(mine.flatten(0, 1))
             seen.goals.append(resized(tokens, mine.shape[1]).flatten(0, 1))
-        seen.features.append(pooled(grid))
+        seen.features.append(features)
         seen.embeddings.append(embedding)
         seen.captions += batch.captions or []
     return seen

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from edge_ravlm.errors import DataError, UsageError
@@ -90,17 +91,26 @@ def learning_rate(settings: DistilSettings, step: int) -> float:
 
 
 class _Learner(nn.Module):
-    """The student, and the map from its cells to the teacher's, which is thrown away."""
+    """The student, and what is thrown away: maps from its features and its cells to the teacher's.
 
-    def __init__(self, student: ImageStudent, cell_map: Tensor | None) -> None:
+    Args:
+        student: that ships.
+        head: from the centred features to the teacher's embedding; None imitates it in the student's own.
+        cell_map: from the student's cells to the teacher's; None where they do not count.
+    """
+
+    def __init__(self, student: ImageStudent, head: Tensor | None, cell_map: Tensor | None) -> None:
         super().__init__()
         self.student = student
+        self.head = None if head is None else nn.Parameter(head)
         self.cell_map = None if cell_map is None else nn.Parameter(cell_map)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [n, h, w, 3] -> embedding [n, dim], cells as the teacher's [n, t, c] (or the student's own)."""
-        embedding, tokens = self.student(pixels)
-        return embedding.float(), (tokens if self.cell_map is None else tokens @ self.cell_map).float()
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 [n, h, w, 3] -> embedding [n, dim], the same as the teacher's, cells as the teacher's [n, t, c]."""
+        features, tokens = self.student.features(pixels)
+        embedding = self.student.embedding(features)
+        alike = embedding if self.head is None else functional.normalize((features - self.student.centre) @ self.head)
+        return embedding.float(), alike.float(), (tokens if self.cell_map is None else tokens @ self.cell_map).float()
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,9 @@ class _Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.student, self.teacher, self.pictures = student.to(world.device), teacher, pictures
         self.settings, self.folder, self.world, self.texts = settings, folder, world, texts
-        self.sides, self.size = Sides(student.side, teacher.side), settings.batch // shares
+        every, until = settings.teacher_every, round(settings.early * settings.steps)
+        self.sides = Sides(student.side, teacher.side, every, settings.early_side or student.side, until)
+        self.size = settings.batch // shares
         self.run_id, self.standing = fingerprint(student, teacher, settings), Standing()
 
     def run(self, progress: Done | None) -> ImageStudent:
@@ -169,10 +181,11 @@ class _Training:
     def _prepare(self, stored: Stored | None) -> None:
         if stored is None:
             cell_map = self._fit()
+            head = self.student.projection.detach().clone() if self.settings.teacher_head else None
         else:
             self.aim = Whitening(**{name: part.to(self.world.device) for name, part in stored.groups["aim"].items()})
-            cell_map = stored.groups["learner"].get("cell_map")
-        self.learner = _Learner(self.student, cell_map).to(self.world.device)
+            head, cell_map = (stored.groups["learner"].get(name) for name in ("head", "cell_map"))
+        self.learner = _Learner(self.student, head, cell_map).to(self.world.device)
         self.optimizer = self._optimizer()
         nothing = torch.zeros(0, self.student.dim), torch.zeros(0, dtype=torch.int64)
         self.recent = _Recent(*(part.to(self.world.device) for part in nothing))
@@ -185,7 +198,7 @@ class _Training:
 
     def _fit(self) -> Tensor | None:
         settings = self.settings
-        inputs = fit_inputs(self.pictures, self.sides, settings)
+        inputs = fit_inputs(self.pictures, Sides(self.sides.student, self.sides.teacher), settings)
         seen = look(self.student, self.teacher, inputs, settings.tokens > 0)
         said = None
         if self.texts is not None and seen.captions:
@@ -272,14 +285,14 @@ class _Training:
         goal, goal_tokens = self.teacher.embed(inputs.teacher.to(device))
         aim = self.aim(goal)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
-            embedding, tokens = shared(inputs.student.to(device))
-        everyone = world.gathered(embedding)
+            embedding, alike, tokens = shared(inputs.student.to(device))
+        everyone, taught = world.gathered(embedding), slice(None, None, self.settings.teacher_every)
         found = {
-            "cosine": cosine_loss(embedding, aim),
-            "relational": world.as_mean(relational_loss(everyone, world.gathered(aim))),
+            "cosine": cosine_loss(alike[taught], aim),
+            "relational": world.as_mean(relational_loss(world.gathered(alike[taught]), world.gathered(aim))),
         }
         if self.learner.cell_map is not None:
-            found["tokens"] = token_loss(tokens, goal_tokens)
+            found["tokens"] = token_loss(tokens[taught], goal_tokens)
         if self.settings.pairs:
             found["pairs"] = world.as_mean(self._pair_loss(everyone, inputs.things))
         said = self._said(inputs.captions)
@@ -309,7 +322,8 @@ class _Training:
         for first in range(0, len(batch.pictures), size):
             part = slice(first, first + size)
             captions = None if batch.captions is None else batch.captions[part]
-            inputs = self.sides.inputs(Batch(batch.pictures[part], batch.things[part], captions))
+            both = Sides(self.sides.student, self.sides.teacher)
+            inputs = both.inputs(Batch(batch.pictures[part], batch.things[part], captions), 0)
             embedding, _ = self.teacher.embed(inputs.teacher.to(self.world.device))
             things = inputs.things.to(self.world.device)
             found.append((inputs.student, things, self.aim(embedding), self._said(captions)))
@@ -318,11 +332,11 @@ class _Training:
     @torch.no_grad()
     def _look(self) -> float:
         """The held-out loss of what ships (the cells do not count); keeps the weights if they are the best so far."""
-        self.student.eval()
+        self.learner.eval()
         settings, total, count = self.settings, 0.0, 0
         for pixels, things, aim, said in self._held_out.batches:
-            embedding, _ = self.student(pixels.to(self.world.device))
-            loss = settings.cosine * cosine_loss(embedding, aim) + settings.relational * relational_loss(embedding, aim)
+            embedding, alike, _ = self.learner(pixels.to(self.world.device))
+            loss = settings.cosine * cosine_loss(alike, aim) + settings.relational * relational_loss(alike, aim)
             if settings.pairs:
                 nobody = embedding[:0], things[:0]
                 loss = loss + settings.pairs * pair_loss(embedding, things, *nobody, settings.pairs_temperature)

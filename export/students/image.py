@@ -35,7 +35,10 @@ class Backbone(Protocol):
 
 
 class ImageStudent(nn.Module):
-    """A backbone, pooled, centred and projected.
+    """A backbone, pooled by attention, centred and projected.
+
+    Pooling weighs the grid's cells by the softmax of their products with a learnt query, so that a small thing among
+    clutter is not drowned by its background; the query starts at zero, which is the plain mean.
 
     Args:
         backbone: a ``Backbone``.
@@ -47,6 +50,7 @@ class ImageStudent(nn.Module):
         super().__init__()
         self.backbone, self.side = backbone, side
         self.channels = int(getattr(backbone, "channels"))  # noqa: B009 (nn.Module types its attributes as tensors)
+        self.query = nn.Parameter(torch.zeros(self.channels))
         self.centre = nn.Parameter(torch.zeros(self.channels))
         self.projection = nn.Parameter(torch.eye(self.channels, dim))
 
@@ -68,9 +72,17 @@ class ImageStudent(nn.Module):
 
         The tokens are the grid's cells, row by row.
         """
-        grid = self.grid(pixels)
-        embedding = nn.functional.normalize((pooled(grid) - self.centre) @ self.projection, dim=1)
-        return embedding, grid.flatten(2).transpose(1, 2)
+        features, tokens = self.features(pixels)
+        return self.embedding(features), tokens
+
+    def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 BGR [n, h, w, 3] -> pooled float32 [n, channels] of unit length, tokens [n, cells, channels]."""
+        tokens = self.grid(pixels).flatten(2).transpose(1, 2)
+        return pooled(tokens, self.query), tokens
+
+    def embedding(self, features: Tensor) -> Tensor:
+        """Pooled features, float32 [n, channels] -> float32 [n, dim] of unit length."""
+        return nn.functional.normalize((features - self.centre) @ self.projection, dim=1)
 
     @torch.no_grad()
     def set_tail(self, centre: Tensor, projection: Tensor) -> None:
@@ -86,7 +98,7 @@ class ImageStudent(nn.Module):
             batches: uint8 BGR [n, h, w, 3].
             strength: 0 keeps the spread, 1 whitens fully.
         """
-        found = fit_whitening(torch.cat([pooled(self.grid(batch)) for batch in batches]), self.dim, strength)
+        found = fit_whitening(torch.cat([self.features(batch)[0] for batch in batches]), self.dim, strength)
         self.set_tail(found.centre, found.projection)
 
     def fused(self) -> ImageStudent:
@@ -94,12 +106,14 @@ class ImageStudent(nn.Module):
         backbone: Backbone = self.backbone  # type: ignore[assignment]  # nn.Module hides what its subclasses add
         deployed = ImageStudent(backbone.fused(), self.dim, self.side)
         deployed.set_tail(self.centre, self.projection)
+        deployed.query.data.copy_(self.query.data)
         return deployed.eval()
 
 
-def pooled(grid: Tensor) -> Tensor:
-    """Float32 [n, channels, h, w] -> float32 [n, channels] of unit length."""
-    return nn.functional.normalize(grid.mean((2, 3)), dim=1)
+def pooled(tokens: Tensor, query: Tensor) -> Tensor:
+    """Cells float32 [n, cells, channels], weighed by a query [channels] -> float32 [n, channels] of unit length."""
+    weights = torch.softmax(tokens @ query, dim=1)
+    return nn.functional.normalize((weights[:, None] @ tokens)[:, 0], dim=1)
 
 
 def batched(pixels: Sequence[NDArray[np.uint8]], size: int = 32) -> Iterable[Tensor]:

@@ -1,0 +1,99 @@
+"""Things in hard composed scenes, of several data sets at once: what an encoder needs that is shown a thing once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_ravlm.errors import DataError
+from edge_ravlm.export.data.composites import composite, worn
+from edge_ravlm.export.data.scenes import Material, background
+from edge_ravlm.export.distil.pictures import HELD_OUT, Batch
+from edge_ravlm.frames import Pixels
+
+_VIEWS = 1 << 40
+"""Empty views are numbered from here on: no data set has as many things."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One data set's part in every batch.
+
+    Attributes:
+        material: the *training* part of the data set.
+        weight: how often its things are drawn, relative to the other shares.
+        mirrored: whether a thing seen in a mirror is still that thing; a sign is not.
+    """
+
+    material: Material
+    weight: float = 1.0
+    mirrored: bool = True
+
+
+class ThingScenes:
+    """Things of several data sets, each seen twice in a row; a part of each set's is kept for the held-out pictures.
+
+    Some pairs show no thing but one view twice, in other light and another moment: they are a thing of their own, so
+    that empty views are told apart too.
+
+    Args:
+        shares: of the data sets.
+        seed: of all random choices.
+        views: share of the pairs without a thing.
+        held_out: share of the things that is kept.
+        most: things of one data set that are kept, at most.
+        each: held-out pictures per kept thing.
+
+    Raises:
+        DataError: a data set has fewer than two things.
+    """
+
+    def __init__(
+        self,
+        shares: Sequence[Share],
+        *,
+        seed: int = 0,
+        views: float = 0.1,
+        held_out: float = 0.1,
+        most: int = 48,
+        each: int = 4,
+    ) -> None:
+        self._shares, self._seed, self._views, self._each = shares, seed, views, each
+        weights = np.array([share.weight for share in shares], float)
+        self._weights = weights / weights.sum()
+        counts = [len(share.material.objects) for share in shares]
+        if not counts or min(counts) < 2:
+            raise DataError("things", expected="two of every data set or more", got=f"{counts}", do="give more things")
+        self._first = np.cumsum([0, *counts])
+        orders = [np.random.default_rng((seed, row)).permutation(count) for row, count in enumerate(counts)]
+        numbers = [min(most, max(1, round(len(order) * held_out))) for order in orders]
+        self.kept = [order[:number] for order, number in zip(orders, numbers, strict=True)]
+        self.learnt = [order[number:] for order, number in zip(orders, numbers, strict=True)]
+
+    def batch(self, step: int, rank: int, size: int) -> Batch:
+        """See ``Pictures``."""
+        scenes = [self._scene(step, index) for index in range(rank * size, (rank + 1) * size)]
+        return Batch([scene for scene, _ in scenes], [thing for _, thing in scenes])
+
+    def held_out(self) -> Batch:
+        """Each kept thing ``each`` times."""
+        rng = np.random.default_rng((self._seed, HELD_OUT))
+        chosen = [(row, int(index)) for row, kept in enumerate(self.kept) for index in kept for _ in range(self._each)]
+        pictures = [composite(self._shares[row].material, index, rng) for row, index in chosen]
+        return Batch(pictures, [int(self._first[row]) + index for row, index in chosen])
+
+    def _scene(self, step: int, index: int) -> tuple[Pixels, int]:
+        """A picture of a pair, and what it shows: both of a pair draw the same from ``shared``."""
+        rng, shared = (np.random.default_rng((self._seed, step, *more)) for more in ((index,), (index // 2, 1)))
+        if shared.random() < self._views:
+            row = int(shared.integers(len(self._shares)))
+            return worn(background(self._shares[row].material, shared), rng), _VIEWS + step % 2**20 * 2**16 + index // 2
+        row = int(shared.choice(len(self._shares), p=self._weights))
+        share, thing = self._shares[row], int(shared.choice(self.learnt[row]))
+        material = share.material
+        if share.mirrored and rng.random() < 0.5:
+            cut_out = np.ascontiguousarray(material.objects[thing][:, ::-1])
+            return composite(Material([cut_out], material.backgrounds), 0, rng), int(self._first[row]) + thing
+        return composite(material, thing, rng), int(self._first[row]) + thing

@@ -1,0 +1,1 @@
+"""The fusion decoder at run time: question, retrieved entries and picture in, words out."""

@@ -1,0 +1,159 @@
+"""How a question, the retrieved entries and a picture are laid out for the fusion decoder.
+
+Training and runtime lay out with this one module. Each retrieved entry becomes a block of tokens of its own, the
+question in front of it (fusion in the decoder, Izacard & Grave 2021, arXiv:2007.01282); the first block is the question
+alone, for what the picture answers without any memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+PAD, START, END, NONE, SEPARATOR, UNKNOWN = range(6)
+"""Ids of the special tokens; the decoder's first word is NONE where nothing answers the question."""
+
+SPECIAL = ("[PAD]", "[START]", "[END]", "[NONE]", "[SEP]", "[UNK]")
+"""Their names, by id."""
+
+EMPTY, ASKED, ASKED_FOUND, TOLD, TOLD_ASKED = range(5)
+"""Roles of tokens: padding; of the question, without and with its word in the entry; of the entry, without and with
+its word in the question. What is spelt alike is seen at once and need not be learnt, so it works for any word."""
+
+ROLES = 5
+
+FEATURES = ("pictured", "image_cosine", "image_lead", "nearest_image", "text_cosine", "nearest_text", "second_hop")
+"""What is known of a block beside its tokens. ``image_lead`` is the cosine minus the best other entry's."""
+
+LONGEST_QUESTION, LONGEST_BLOCK = 32, 96
+"""In tokens; what is longer is cut."""
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved entry.
+
+    Attributes:
+        text: what it says.
+        image_cosine: of its picture to the one that is asked about; None where it has no picture.
+        product: float32 [dim], its image embedding times the picture's, number by number; None without a picture.
+        text_cosine: of its text to the question, or to the finding that the second hop asked with.
+        second_hop: whether it was found by what the first hop had found.
+    """
+
+    text: str
+    image_cosine: float | None = None
+    product: NDArray[np.float32] | None = None
+    text_cosine: float = 0.0
+    second_hop: bool = False
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the decoder reads; b blocks of t tokens, the question alone first.
+
+    Attributes:
+        tokens: int64 [b, t], PAD where nothing is.
+        roles: int64 [b, t].
+        features: float32 [b, len(FEATURES)].
+        products: float32 [b, dim], zero where a block has no picture.
+    """
+
+    tokens: NDArray[np.int64]
+    roles: NDArray[np.int64]
+    features: NDArray[np.float32]
+    products: NDArray[np.float32]
+
+    @property
+    def source(self) -> NDArray[np.int64]:
+        """What can be copied, int64 [b * t]: the tokens in one row; PAD cannot."""
+        return self.tokens.reshape(-1)
+
+    def owner(self, place: int) -> int:
+        """Which passage (from 0; -1 for the question alone) holds a place in ``source``."""
+        return int(place) // self.tokens.shape[1] - 1
+
+
+def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], dim: int) -> Prompt:
+    """Lay out one question.
+
+    Args:
+        tokenizer: the decoder's.
+        question: a sentence; what is longer than LONGEST_QUESTION tokens is cut.
+        passages: the retrieved entries, best first.
+        dim: length of an image embedding.
+    """
+    asked = _pieces(tokenizer, question)[:LONGEST_QUESTION]
+    words = {word for _, word in asked if word}
+    blocks: list[tuple[list[int], list[int]]] = [([token for token, _ in asked], [ASKED] * len(asked))]
+    for passage in passages:
+        told = _pieces(tokenizer, passage.text)[: LONGEST_BLOCK - len(asked) - 1]
+        known = {word for _, word in told if word}
+        tokens = [*(token for token, _ in asked), SEPARATOR, *(token for token, _ in told)]
+        roles = [ASKED_FOUND if word in known else ASKED for _, word in asked] + [ASKED]
+        blocks.append((tokens, roles + [TOLD_ASKED if word in words else TOLD for _, word in told]))
+    longest = max(len(tokens) for tokens, _ in blocks)
+    tokens = np.full((len(blocks), longest), PAD, np.int64)
+    roles = np.full((len(blocks), longest), EMPTY, np.int64)
+    for row, (own, theirs) in enumerate(blocks):
+        tokens[row, : len(own)], roles[row, : len(own)] = own, theirs
+    products = np.zeros((len(blocks), dim), np.float32)
+    for row, passage in enumerate(passages, 1):
+        if passage.product is not None:
+            products[row] = passage.product
+    return Prompt(tokens, roles, _features(passages), products)
+
+
+def continues(source: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Where copying would go on, float32 [n, m, 2].
+
+    The first number is 1 where the token before a place in the source is the last one written, the second where the
+    last two agree: the pointer then needs to learn only where a copy starts and ends.
+
+    Args:
+        source: int64 [m], ``Prompt.source``.
+        last: int64 [n, 2], the last two tokens of each of n answers so far.
+    """
+    before = np.concatenate([[PAD], source[:-1]])
+    earlier = np.concatenate([[PAD, PAD], source[:-2]])[: len(source)]
+    one = (before[None] == last[:, 1:]) & (before != PAD)[None]
+    two = one & (earlier[None] == last[:, :1])
+    return np.stack([one, two], axis=2).astype(np.float32)
+
+
+def _features(passages: Sequence[Passage]) -> NDArray[np.float32]:
+    rows = np.zeros((len(passages) + 1, len(FEATURES)), np.float32)
+    if not passages:
+        return rows
+    pictured = np.array([passage.image_cosine is not None for passage in passages])
+    image = np.array([passage.image_cosine or 0.0 for passage in passages], np.float32)
+    text = np.array([passage.text_cosine for passage in passages], np.float32)
+    if pictured.any():
+        best = np.sort(image[pictured])[::-1]
+        others = np.where(image == best[0], best[1] if len(best) > 1 else 0.0, best[0])
+        rows[1:, 2] = np.where(pictured, image - others, 0)
+        rows[1:, 3] = pictured & (image == best[0])
+    rows[1:, 0], rows[1:, 1], rows[1:, 4] = pictured, image, text
+    rows[1:, 5] = text == text.max()
+    rows[1:, 6] = [passage.second_hop for passage in passages]
+    return rows
+
+
+def _pieces(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
+    """Each token and the word that it is of, in small letters; empty for signs."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    spans = [(found.end(), found.start(), found[0].casefold()) for found in _WORD.finditer(text)]
+    pieces, at = [], 0
+    for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        while at < len(spans) and spans[at][0] < end:
+            at += 1
+        word = spans[at][2] if at < len(spans) and spans[at][1] < end else ""
+        pieces.append((token, word))
+    return pieces
