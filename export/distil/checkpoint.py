@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +101,11 @@ class Log:
     Args:
         path: of the file.
         step: updates that the checkpoint has seen.
+        columns: names of the figures, ``step`` and ``seconds`` among them.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
+    def __init__(self, path: Path, step: int, columns: Sequence[str] = COLUMNS) -> None:
+        self._path, self._columns = path, columns
         kept: list[dict[str, str]] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
@@ -119,7 +120,7 @@ class Log:
     def _write(self, mode: str, rows: list[dict[str, str]]) -> None:
         try:
             with self._path.open(mode, newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, self._columns)
                 if mode == "w":
                     writer.writeheader()
                 writer.writerows(rows)

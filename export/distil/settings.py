@@ -35,7 +35,7 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         pairs: weight of the contrastive loss between pictures that show the same thing: makes a student that looks past
             background and light, which its teacher may not.
         pairs_temperature: of that loss.
-        recent: embeddings of earlier batches that it compares with as well.
+        recent: embeddings of earlier batches that it compares with as well, once the warm-up is over.
         captions: weight of the contrastive loss against the captions' text embeddings, where there are captions.
         temperature: of that loss.
         whitening: exponent of the teacher's whitening: 0 keeps the spread of its directions, 1 levels it.

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.data.composites import composite, worn
-from edge_ravlm.export.data.scenes import Material, background
+from edge_ravlm.export.data.scenes import Material, background, object_scene
 from edge_ravlm.export.distil.pictures import HELD_OUT, Batch
 from edge_ravlm.frames import Pixels
 
@@ -42,6 +42,7 @@ class ThingScenes:
         shares: of the data sets.
         seed: of all random choices.
         views: share of the pairs without a thing.
+        plain: share of the pictures in which the thing is large and whole, as people show things.
         held_out: share of the things that is kept.
         most: things of one data set that are kept, at most.
         each: held-out pictures per kept thing.
@@ -56,11 +57,12 @@ class ThingScenes:
         *,
         seed: int = 0,
         views: float = 0.1,
+        plain: float = 0.25,
         held_out: float = 0.1,
         most: int = 48,
         each: int = 4,
     ) -> None:
-        self._shares, self._seed, self._views, self._each = shares, seed, views, each
+        self._shares, self._seed, self._views, self._plain, self._each = shares, seed, views, plain, each
         weights = np.array([share.weight for share in shares], float)
         self._weights = weights / weights.sum()
         counts = [len(share.material.objects) for share in shares]
@@ -92,8 +94,11 @@ class ThingScenes:
             return worn(background(self._shares[row].material, shared), rng), _VIEWS + step % 2**20 * 2**16 + index // 2
         row = int(shared.choice(len(self._shares), p=self._weights))
         share, thing = self._shares[row], int(shared.choice(self.learnt[row]))
-        material = share.material
+        source = share.material
         if share.mirrored and rng.random() < 0.5:
-            cut_out = np.ascontiguousarray(material.objects[thing][:, ::-1])
-            return composite(Material([cut_out], material.backgrounds), 0, rng), int(self._first[row]) + thing
-        return composite(material, thing, rng), int(self._first[row]) + thing
+            cut_out = np.ascontiguousarray(source.objects[thing][:, ::-1])
+            source, at = Material([cut_out], source.backgrounds), 0
+        else:
+            at = thing
+        make = object_scene if rng.random() < self._plain else composite
+        return make(source, at, rng), int(self._first[row]) + thing

@@ -306,7 +306,9 @@ class _Training:
         shown = self.world.gathered(things.to(self.world.device))
         recent = self.recent
         loss = pair_loss(everyone, shown, recent.embeddings, recent.things, self.settings.pairs_temperature)
-        recent.add(everyone, shown, self.settings.recent)
+        # While the rate rises, what was embedded a few steps ago lies elsewhere already and would drive all away.
+        if self.standing.step >= self.settings.warm_up * self.settings.steps:
+            recent.add(everyone, shown, self.settings.recent)
         return loss
 
     def _said(self, captions: Sequence[str] | None) -> Tensor | None:

@@ -87,9 +87,10 @@ def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], di
     Args:
         tokenizer: the decoder's.
         question: a sentence; what is longer than LONGEST_QUESTION tokens is cut.
-        passages: the retrieved entries, best first.
+        passages: the retrieved entries, best first; where there are none, an empty one is laid out.
         dim: length of an image embedding.
     """
+    passages = passages or (Passage(""),)
     asked = _pieces(tokenizer, question)[:LONGEST_QUESTION]
     words = {word for _, word in asked if word}
     blocks: list[tuple[list[int], list[int]]] = [([token for token, _ in asked], [ASKED] * len(asked))]
@@ -130,8 +131,6 @@ def continues(source: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.
 
 def _features(passages: Sequence[Passage]) -> NDArray[np.float32]:
     rows = np.zeros((len(passages) + 1, len(FEATURES)), np.float32)
-    if not passages:
-        return rows
     pictured = np.array([passage.image_cosine is not None for passage in passages])
     image = np.array([passage.image_cosine or 0.0 for passage in passages], np.float32)
     text = np.array([passage.text_cosine for passage in passages], np.float32)

@@ -1,0 +1,1 @@
+"""The fusion decoder: model, episodes, training, and its way into ONNX."""

@@ -1,0 +1,390 @@
+"""Episodes: a small memory and a question about a picture, new each time, so that what is learnt is reading.
+
+What an entry says is drawn for the episode, with facts of the thing and invented ones, often against what the weights
+might remember; neighbours are found with the shipping encoder's own embeddings, so the mistakes of retrieval are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from edge_ravlm.export.data import questions
+from edge_ravlm.export.data.backgrounds import Half
+from edge_ravlm.export.data.questions import Asked
+from edge_ravlm.export.fusion.bank import Bank
+from edge_ravlm.runtime.fusion.layout import (
+    END,
+    LONGEST_BLOCK,
+    LONGEST_QUESTION,
+    NONE,
+    PAD,
+    START,
+    Passage,
+    Prompt,
+    continues,
+    lay_out,
+)
+
+Texts = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Embeds texts: float32 [n, d] of unit length."""
+
+_NAMING = ("meaning", "name", "caption")
+"""Kinds of facts that are asked for most."""
+
+_SEEN, _BESIDE, _HOPPED, _EXPLAINED = 5, 1, 4, 3
+"""Entries: the nearest pictures, at most so many beside them; of two hops the nearest, and explanations."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One question with all that is known.
+
+    Attributes:
+        question: a sentence.
+        passages: the retrieved entries, best first; their ``text_cosine`` is still to be set.
+        cells: float16 [cells, channels], the picture.
+        answer: None where nothing answers the question.
+        gold: which passage holds the answer; None where it is generated.
+        fact: of that passage, the sentence that does.
+        query: what the entries' texts are compared with; of a second hop, what the first one found.
+        kind: what it trains, for the figures.
+    """
+
+    question: str
+    passages: tuple[Passage, ...]
+    cells: NDArray[np.float16]
+    answer: str | None
+    gold: int | None
+    fact: str
+    query: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """Questions that a picture answers alone (easy-VQA): text, answer and number of the picture.
+
+    Attributes:
+        questions: all of them.
+        cells: float16 [pictures, cells, channels].
+        embeddings: float16 [pictures, dim].
+    """
+
+    questions: Sequence[tuple[str, str, int]]
+    cells: NDArray[np.float16]
+    embeddings: NDArray[np.float16]
+
+
+class Episodes:
+    """Draws episodes.
+
+    Args:
+        banks: training things with their scenes, and how often each bank is drawn from.
+        told: questions without a memory, or None.
+        half: that invented words are of.
+        share_told: how often one of ``told`` is drawn.
+    """
+
+    def __init__(
+        self,
+        banks: Sequence[tuple[Bank, float]],
+        told: Told | None = None,
+        half: Half = "train",
+        share_told: float = 0.2,
+    ) -> None:
+        self._banks = [bank for bank, _ in banks]
+        weights = np.array([weight for _, weight in banks], float)
+        self._weights = weights / weights.sum()
+        self._told, self._half = told, half
+        self._share_told = share_told if told is not None else 0.0
+
+    def draw(self, rng: np.random.Generator) -> Episode:
+        """One episode."""
+        if rng.random() < self._share_told:
+            return self._picture_alone(rng)
+        kind = rng.choice(["reading", "removed", "silent", "hops", "texts"], p=[0.6, 0.14, 0.08, 0.12, 0.06])
+        bank = self._banks[int(rng.choice(len(self._banks), p=self._weights))]
+        if kind == "texts":
+            return self._texts(bank, rng)
+        return self._hops(bank, rng) if kind == "hops" else self._reading(bank, rng, str(kind))
+
+    # -- kinds -------------------------------------------------------------------------------------------------
+
+    def _reading(self, bank: Bank, rng: np.random.Generator, kind: str) -> Episode:
+        thing = int(rng.integers(len(bank.things)))
+        facts = self._facts(bank, thing, rng)
+        wanted = facts[_favoured(facts, rng)]
+        near, cosines, products, cells = self._near(bank, thing, rng, kind == "removed")
+        passages, gold = [], None
+        for row, cosine, product in zip(near, cosines, products, strict=True):
+            if row == thing:
+                text, wanted = questions.told(wanted, facts, rng, silent=kind == "silent")
+                gold = len(passages)
+            else:
+                text = self._other(bank, row, wanted, rng)
+            passages.append(Passage(text, float(cosine), product))
+        has_answer = gold is not None and wanted.answer is not None
+        return Episode(
+            wanted.question,
+            tuple(passages),
+            cells,
+            wanted.answer if has_answer else None,
+            gold if has_answer else None,
+            wanted.fact if has_answer else "",
+            wanted.question,
+            kind if has_answer or kind != "reading" else "missed",
+        )
+
+    def _hops(self, bank: Bank, rng: np.random.Generator) -> Episode:
+        """What is seen tells a code; what the code means stands in another entry, if it does."""
+        thing = int(rng.integers(len(bank.things)))
+        near, cosines, products, cells = self._near(bank, thing, rng, False)
+        if thing not in near[:_HOPPED]:
+            return self._hops(bank, rng)
+        near, cosines, products = near[:_HOPPED], cosines[:_HOPPED], products[:_HOPPED]
+        answers = [self._facts(bank, row, rng)[0].answer or "" for row in near]
+        its = "sign" if hasattr(bank.things[0], "meaning") else "thing"
+        pairs = [questions.hops(answer, rng, self._half, its) for answer in answers]
+        gold = near.index(thing)
+        mine = pairs[gold]
+        passages = [
+            Passage(pair.shown, float(cosine), product)
+            for pair, cosine, product in zip(pairs, cosines, products, strict=True)
+        ]
+        kind = str(rng.choice(["code", "one hop", "two hops", "unexplained"], p=[0.25, 0.15, 0.45, 0.15]))
+        if kind == "code":
+            return Episode(
+                mine.code_question, tuple(passages), cells, mine.code, gold, mine.shown, mine.code_question, kind
+            )
+        if kind == "one hop":
+            return Episode(mine.question, tuple(passages), cells, None, None, "", mine.question, kind)
+        others = [row for row in range(len(pairs)) if row != gold]
+        chosen = [int(row) for row in rng.permutation(others)[: _EXPLAINED - (kind == "two hops")]]
+        rows = [int(row) for row in rng.permutation([*chosen, *([gold] if kind == "two hops" else [])])]
+        passages += [Passage(pairs[row].explained, second_hop=True) for row in rows]
+        place = len(pairs) + rows.index(gold) if kind == "two hops" else None
+        return Episode(
+            mine.question,
+            tuple(passages),
+            cells,
+            mine.answer if place is not None else None,
+            place,
+            mine.explained if place is not None else "",
+            f"{mine.question} {mine.shown}",
+            kind,
+        )
+
+    def _texts(self, bank: Bank, rng: np.random.Generator) -> Episode:
+        """Entries without pictures, about which a question says what it means."""
+        rows = [int(row) for row in rng.permutation(len(bank.things))[: int(rng.integers(2, _SEEN + 1))]]
+        facts = self._facts(bank, rows[0], rng, named=1.0)
+        sure = [fact for fact in facts if bank.things[rows[0]].sentence.split(" ", 1)[-1] in fact.question]
+        if not sure:
+            return self._reading(bank, rng, "reading")
+        wanted = sure[int(rng.integers(len(sure)))]
+        text, wanted = questions.told(wanted, facts, rng)
+        named = f"{bank.things[rows[0]].sentence}: {text}"
+        others = [f"{bank.things[row].sentence}: {self._other(bank, row, wanted, rng)}" for row in rows[1:]]
+        said = [named, *others]
+        order = [int(row) for row in rng.permutation(len(said))]
+        _, _, _, cells = self._near(bank, rows[0], rng, False)
+        passages = tuple(Passage(said[row]) for row in order)
+        gold = order.index(0)
+        return Episode(wanted.question, passages, cells, wanted.answer, gold, wanted.fact, wanted.question, "texts")
+
+    def _picture_alone(self, rng: np.random.Generator) -> Episode:
+        assert self._told is not None
+        question, answer, picture = self._told.questions[int(rng.integers(len(self._told.questions)))]
+        passages: list[Passage] = []
+        if rng.random() < 0.4:
+            bank, query = self._banks[int(rng.integers(len(self._banks)))], self._told.embeddings[picture]
+            rows = rng.integers(len(bank.things), size=64)
+            vectors = bank.embeddings[rows, int(rng.integers(bank.embeddings.shape[1]))].astype(np.float32)
+            cosines = vectors @ query.astype(np.float32)
+            for place in np.argsort(-cosines)[: int(rng.integers(1, _SEEN + 1))]:
+                facts = self._facts(bank, int(rows[place]), rng)
+                text, _ = questions.told(facts[int(rng.integers(len(facts)))], facts, rng)
+                passages.append(Passage(text, float(cosines[place]), vectors[place] * query.astype(np.float32)))
+        cells = self._told.cells[picture]
+        return Episode(question, tuple(passages), cells, answer, None, "", question, "picture")
+
+    # -- their parts -------------------------------------------------------------------------------------------
+
+    def _near(
+        self, bank: Bank, thing: int, rng: np.random.Generator, removed: bool
+    ) -> tuple[list[int], NDArray[np.float32], NDArray[np.float32], NDArray[np.float16]]:
+        """What a memory of one scene a thing finds for another scene of this one: things, cosines, products, cells."""
+        count, views = bank.embeddings.shape[:2]
+        size = int(np.exp(rng.uniform(np.log(2), np.log(count))))
+        rows = rng.permutation(count)[:size]
+        if removed:  # whatever says the same is gone as well
+            same = bank.things[thing].sentence
+            rows = np.array([row for row in rows if bank.things[row].sentence != same], np.int64)
+        elif thing not in rows:
+            rows = np.append(rows, thing)
+        if not len(rows):
+            rows = np.array([(thing + 1) % count])
+        asked, kept = rng.permutation(views)[:2]
+        at = rng.integers(views, size=len(rows))
+        at[rows == thing] = kept
+        vectors = bank.embeddings[rows, at].astype(np.float32)
+        query = bank.embeddings[thing, asked].astype(np.float32)
+        cosines = vectors @ query
+        best = np.argsort(-cosines)[: int(rng.integers(3, _SEEN + 1))]
+        rest = np.setdiff1d(np.arange(len(rows)), best)
+        beside = rng.permutation(rest)[: int(rng.integers(_BESIDE + 1))]
+        chosen = np.concatenate([best, beside])
+        products = vectors[chosen] * query
+        return [int(row) for row in rows[chosen]], cosines[chosen], products, bank.cells[thing, asked]
+
+    def _facts(self, bank: Bank, thing: int, rng: np.random.Generator, named: float = 0.0) -> list[Asked]:
+        """Questions about a thing; now and then an own fact says something else than the weights know."""
+        facts = questions.asked(bank.things[thing], rng, self._half, named)
+        return [
+            fact.edited(questions.replacement(fact.kind, rng, self._half)) if rng.random() < 0.4 else fact
+            for fact in facts
+        ]
+
+    def _other(self, bank: Bank, row: int, wanted: Asked, rng: np.random.Generator) -> str:
+        """What another thing's entry says: mostly it has a fact of the kind that is asked for as well."""
+        facts = self._facts(bank, row, rng)
+        alike = [fact for fact in facts if fact.kind == wanted.kind]
+        first = alike[0] if alike and rng.random() < 0.8 else facts[int(rng.integers(len(facts)))]
+        return questions.told(first, facts, rng)[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Episodes as tensors; n of them, b blocks of t tokens, a words, m = b t + cells places.
+
+    Attributes:
+        tokens, roles: int64 [n, b, t].
+        features: float32 [n, b, features].
+        products: float32 [n, b, dim].
+        cells: float32 [n, cells, channels].
+        source: int64 [n, m].
+        last: int64 [n, a], START and the answer.
+        wanted: int64 [n, a], the answer and END; PAD after it.
+        continues: float32 [n, a, m, 2].
+        right: float32 [n, a, m].
+        kinds: of the episodes.
+    """
+
+    tokens: Tensor
+    roles: Tensor
+    features: Tensor
+    products: Tensor
+    cells: Tensor
+    source: Tensor
+    last: Tensor
+    wanted: Tensor
+    continues: Tensor
+    right: Tensor
+    kinds: tuple[str, ...]
+
+
+def collated(episodes: Sequence[Episode], tokenizer: Tokenizer, texts: Texts, dim: int, longest: int) -> Batch:
+    """Lay out episodes and put them together.
+
+    Args:
+        episodes: some.
+        tokenizer: the decoder's.
+        texts: the text encoder that ships.
+        dim: of an image embedding.
+        longest: words of an answer, END included; what is longer is cut.
+    """
+    episodes = _with_text_cosines(episodes, texts)
+    prompts = [lay_out(tokenizer, episode.question, episode.passages, dim) for episode in episodes]
+    b, t = max(len(p.tokens) for p in prompts), max(p.tokens.shape[1] for p in prompts)
+    n, cells = len(episodes), episodes[0].cells.shape[0]
+    answers = [_answer(e, p, tokenizer, t)[:longest] for e, p in zip(episodes, prompts, strict=True)]
+    a, m = max(map(len, answers)), b * t + cells
+
+    tokens, roles = np.full((n, b, t), PAD, np.int64), np.zeros((n, b, t), np.int64)
+    features = np.zeros((n, b, prompts[0].features.shape[1]), np.float32)
+    products = np.zeros((n, b, dim), np.float32)
+    last, wanted = np.full((n, a), PAD, np.int64), np.full((n, a), PAD, np.int64)
+    right = np.zeros((n, a, m), np.float32)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        blocks, length = prompt.tokens.shape
+        tokens[row, :blocks, :length], roles[row, :blocks, :length] = prompt.tokens, prompt.roles
+        features[row, :blocks], products[row, :blocks] = prompt.features, prompt.products
+        words = [word for word, _ in answer]
+        last[row, : len(words)], wanted[row, : len(words)] = [START, *words[:-1]], words
+        for step, (_, place) in enumerate(answer):
+            if place is not None:
+                right[row, step, place] = 1
+    source = np.concatenate([tokens.reshape(n, -1), np.full((n, cells), PAD, np.int64)], axis=1)
+    goes_on = np.zeros((n, a, m, 2), np.float32)
+    for row in range(n):
+        pairs = np.stack([np.concatenate([[PAD], last[row, :-1]]), last[row]], axis=1)
+        goes_on[row] = continues(source[row], pairs)
+    arrays = (tokens, roles, features, products, np.stack([e.cells for e in episodes]).astype(np.float32))
+    rest = (source, last, wanted, goes_on, right)
+    return Batch(*(torch.from_numpy(array) for array in (*arrays, *rest)), tuple(e.kind for e in episodes))
+
+
+def _with_text_cosines(episodes: Sequence[Episode], texts: Texts) -> list[Episode]:
+    said = [text for episode in episodes for text in (episode.question, episode.query, *_said(episode))]
+    vectors, at, found = texts(said), 0, []
+    for episode in episodes:
+        own = vectors[at : at + 2 + len(episode.passages)]
+        at += len(own)
+        passages = tuple(
+            replace(passage, text_cosine=float(own[int(passage.second_hop)] @ vector))
+            for passage, vector in zip(episode.passages, own[2:], strict=True)
+        )
+        found.append(replace(episode, passages=passages))
+    return found
+
+
+def _said(episode: Episode) -> list[str]:
+    return [passage.text for passage in episode.passages]
+
+
+def _answer(episode: Episode, prompt: Prompt, tokenizer: Tokenizer, t: int) -> list[tuple[int, int | None]]:
+    """The answer's words with the places, in blocks of ``t``, that they should be copied from."""
+    if episode.answer is None:
+        return [(NONE, None), (END, None)]
+    if episode.gold is not None:
+        copied = _copied(episode, tokenizer, episode.gold)
+        if copied is not None:
+            asked = len(tokenizer.encode(episode.question, add_special_tokens=False).ids[:LONGEST_QUESTION]) + 1
+            block = (episode.gold + 1) * t + asked
+            return [*((word, block + place) for word, place in copied), (END, None)]
+    return [*((word, None) for word in tokenizer.encode(episode.answer, add_special_tokens=False).ids), (END, None)]
+
+
+def _copied(episode: Episode, tokenizer: Tokenizer, gold: int) -> list[tuple[int, int]] | None:
+    """The answer as the passage has it: its tokens and their places; None where it was cut off."""
+    text, fact, answer = (part.casefold() for part in (episode.passages[gold].text, episode.fact, episode.answer or ""))
+    start = text.find(fact)
+    if start < 0 or answer not in fact:
+        return None
+    start += fact.rindex(answer)
+    end = start + len(answer)
+    encoding = tokenizer.encode(episode.passages[gold].text, add_special_tokens=False)
+    asked = len(tokenizer.encode(episode.question, add_special_tokens=False).ids[:LONGEST_QUESTION]) + 1
+    found = [
+        (token, place)
+        for place, (token, (low, high)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True))
+        if low < end and high > start
+    ]
+    while found and not text[encoding.offsets[found[0][1]][0] : encoding.offsets[found[0][1]][1]].strip():
+        found = found[1:]  # the space before a number is a piece of its own
+    return found if found and found[-1][1] + asked < LONGEST_BLOCK else None
+
+
+def _favoured(facts: Sequence[Asked], rng: np.random.Generator) -> int:
+    """One of the facts; what a thing is gets asked most."""
+    weights = np.array([3.0 if fact.kind in _NAMING else 1.0 for fact in facts])
+    return int(rng.choice(len(facts), p=weights / weights.sum()))
+
+

@@ -1,0 +1,306 @@
+"""The decoder: reads a question with each retrieved entry, looks at the picture, and writes or copies words.
+
+Blocks are read one by one and written from together (fusion in the decoder, Izacard & Grave 2021, arXiv:2007.01282); the
+output is a mixture of generating and copying (See et al. 2017, arXiv:1704.04368).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edge_ravlm.runtime.fusion.layout import EMPTY, FEATURES, LONGEST_BLOCK, PAD, ROLES
+
+NEVER = -1e4
+"""Added to the score of what must not be attended to; small enough for float16."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder.
+
+    Attributes:
+        vocab: words.
+        width, heads, readers, writers: see ``FusionSettings``.
+        kind: how the picture comes in.
+        dim: of an image embedding.
+        channels: of a cell of the picture's grid.
+        longest: tokens of an answer, at most.
+        dropout: in training.
+    """
+
+    vocab: int
+    width: int = 192
+    heads: int = 6
+    readers: int = 2
+    writers: int = 2
+    kind: Literal["attention", "concat", "add"] = "attention"
+    dim: int = 256
+    channels: int = 320
+    longest: int = 24
+    dropout: float = 0.0
+
+
+@dataclass
+class Read:
+    """What was read, of n questions; see ``FusionDecoder.read``.
+
+    Attributes:
+        keys, values: float32 [writers, n, heads, m, width / heads], for the writers' attention.
+        pointers: float32 [n, m, width], for copying.
+        mask: float32 [n, m], 0 where there is something to read, NEVER elsewhere.
+        copyable: the same for copying, which cells are not for.
+    """
+
+    keys: Tensor
+    values: Tensor
+    pointers: Tensor
+    mask: Tensor
+    copyable: Tensor
+
+
+class FusionDecoder(nn.Module):
+    """See the module.
+
+    Args:
+        shape: its sizes.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape, width = shape, shape.width
+        self.words = nn.Embedding(shape.vocab, width)
+        self.roles = nn.Embedding(ROLES, width)
+        self.places = nn.Embedding(LONGEST_BLOCK, width)
+        self.steps = nn.Embedding(shape.longest + 1, width)
+        self.features = nn.Linear(len(FEATURES), width)
+        self.product = nn.Sequential(nn.Linear(shape.dim, 64), nn.GELU(), nn.Linear(64, width))
+        self.cell_norm = nn.LayerNorm(shape.channels)
+        self.cell = nn.Linear(shape.channels, width)
+        self.joined = nn.Linear(2 * width, width) if shape.kind == "concat" else None
+        self.readers = nn.ModuleList(_Reader(width, shape.heads, shape.dropout) for _ in range(shape.readers))
+        self.read_norm = nn.LayerNorm(width)
+        self.writers = nn.ModuleList(_Writer(width, shape.heads, shape.dropout) for _ in range(shape.writers))
+        self.write_norm = nn.LayerNorm(width)
+        self.sought, self.pointer = nn.Linear(width, width), nn.Linear(width, width)
+        self.going_on = nn.Linear(width, 2)
+        self.gate = nn.Linear(width, 1)
+        for table in (self.words, self.roles, self.places, self.steps):
+            nn.init.normal_(table.weight, std=0.05)
+        with torch.no_grad():
+            self.going_on.bias.fill_(3.0)  # a copy that has begun goes on, until something better is known
+
+    def read(self, tokens: Tensor, roles: Tensor, features: Tensor, products: Tensor, cells: Tensor) -> Read:
+        """Read n questions of b blocks each (see ``layout.Prompt``).
+
+        Args:
+            tokens, roles: int64 [n, b, t]; the first block is the question alone.
+            features: float32 [n, b, len(FEATURES)].
+            products: float32 [n, b, dim].
+            cells: float32 [n, cells, channels].
+        """
+        n, b, t = tokens.shape
+        width = self.shape.width
+        known = self.features(features) + self.product(products * self.shape.dim)
+        seen = self.cell(self.cell_norm(cells))
+        x = self.words(tokens) + self.roles(roles) + self.places.weight[:t] + known[:, :, None]
+        x = self._with_picture(x, seen.mean(1))
+        mask = (roles == EMPTY).to(x.dtype) * NEVER
+        # The question alone is read together with the picture, the entries each for themselves.
+        unseen = 0.0 if self.shape.kind == "attention" else NEVER
+        asked = torch.cat([x[:, 0], seen], dim=1)
+        asked_mask = torch.cat([mask[:, 0], torch.full_like(seen[..., 0], unseen)], dim=1)
+        told, told_mask = x[:, 1:].reshape(-1, t, width), mask[:, 1:].reshape(-1, t)
+        # In a batch most questions have fewer entries than the longest one; nothing is read there.
+        filled = torch.nonzero((roles[:, 1:] != EMPTY).any(2).flatten())[:, 0] if self.training else None
+        given, given_mask = (told, told_mask) if filled is None else (told[filled], told_mask[filled])
+        for reader in self.readers:
+            asked, given = reader(asked, asked_mask), reader(given, given_mask)
+        told = (given if filled is None else told.index_copy(0, filled, given)).reshape(n, -1, width)
+        memory = self.read_norm(torch.cat([asked[:, :t], told, asked[:, t:]], dim=1))
+        whole = torch.cat([asked_mask[:, :t], told_mask.reshape(n, -1), asked_mask[:, t:]], dim=1)
+        taken = [writer.attended(memory) for writer in self.writers]  # type: ignore[operator]  # a ModuleList's
+        copyable = torch.cat([whole[:, : b * t], torch.full_like(seen[..., 0], NEVER)], dim=1)
+        return Read(
+            torch.stack([keys for keys, _ in taken]),
+            torch.stack([values for _, values in taken]),
+            self.pointer(memory),
+            whole,
+            copyable,
+        )
+
+    def write(
+        self, last: Tensor, position: Tensor, past_keys: Tensor, past_values: Tensor, read: Read, continues: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The distributions of the next words.
+
+        Args:
+            last: int64 [n, a], the words so far that are not in the past.
+            position: int64 [a], their places in the answer.
+            past_keys, past_values: float32 [writers, n, heads, p, width / heads], of the p words before.
+            read: of as many questions, or of one for all n.
+            continues: float32 [n, a, m, 2], see ``layout.continues``.
+
+        Returns:
+            ``words`` float32 [n, a, vocab] and ``copies`` [n, a, m], which sum to 1 together; keys and values [writers,
+            n, heads, p + a, width / heads].
+        """
+        x = self.words(last) + self.steps(position)
+        a, p = last.shape[1], past_keys.shape[3]
+        causal = torch.full((a, p + a), NEVER, dtype=x.dtype, device=x.device).triu(p + 1) if a > 1 else None
+        keys, values = [], []
+        for row, writer in enumerate(self.writers):
+            x, own_keys, own_values = writer(
+                x, past_keys[row], past_values[row], causal, read.keys[row], read.values[row], read.mask
+            )
+            keys.append(own_keys)
+            values.append(own_values)
+        x = self.write_norm(x)
+        scores = self.sought(x) @ read.pointers.transpose(1, 2) / math.sqrt(self.shape.width)
+        scores = scores + (self.going_on(x)[:, :, None] * continues).sum(3) + read.copyable[:, None]
+        gate = torch.sigmoid(self.gate(x))
+        words = torch.softmax(x @ self.words.weight.T, dim=2) * (1 - gate)
+        return words, torch.softmax(scores, dim=2) * gate, torch.stack(keys), torch.stack(values)
+
+    def nothing(self, n: int) -> Tensor:
+        """The past of an answer without words, float32 [writers, n, heads, 0, width / heads]."""
+        shape = self.shape
+        return self.gate.weight.new_zeros(shape.writers, n, shape.heads, 0, shape.width // shape.heads)
+
+    def _with_picture(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Tokens [n, b, t, width] with the picture's mean [n, width], for the kinds that take it so."""
+        spread = mean[:, None, None]
+        if self.joined is not None:
+            joined: Tensor = self.joined(torch.cat([x, spread.expand_as(x)], dim=3))
+            return joined
+        return x + spread if self.shape.kind == "add" else x
+
+
+class _Attention(nn.Module):
+    """Of queries to keys, both given; ``heads`` of them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[n, a, width] -> [n, heads, a, width / heads]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """x [n, a, width], keys and values [n, heads, m, width / heads], mask that is added to scores [n, h, a, m]."""
+        queries = self.split(self.query(x))
+        scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
+        weights = torch.softmax(scores if mask is None else scores + mask, dim=3)
+        found: Tensor = self.out((weights @ values).transpose(1, 2).flatten(2))
+        return found
+
+
+class _Reader(nn.Module):
+    """A pre-norm encoder layer."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(width), _Attention(width, heads)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.feed = _feed_forward(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [n, t, width], mask [n, t]."""
+        y, split = self.norm(x), self.attention.split
+        x = x + self.dropout(self.attention(y, split(self.key(y)), split(self.value(y)), mask[:, None, None]))
+        found: Tensor = x + self.dropout(self.feed(x))
+        return found
+
+
+class _Writer(nn.Module):
+    """A pre-norm decoder layer."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.own_norm, self.own = nn.LayerNorm(width), _Attention(width, heads)
+        self.own_key, self.own_value = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm, self.attention = nn.LayerNorm(width), _Attention(width, heads)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.feed = _feed_forward(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def attended(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of what was read, [n, heads, m, width / heads] each."""
+        split = self.attention.split
+        return split(self.key(memory)), split(self.value(memory))
+
+    def forward(
+        self,
+        x: Tensor,
+        past_keys: Tensor,
+        past_values: Tensor,
+        causal: Tensor | None,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [n, a, width]; returns it with the own keys and values so far."""
+        y, split = self.own_norm(x), self.own.split
+        own_keys = torch.cat([past_keys, split(self.own_key(y))], dim=2)
+        own_values = torch.cat([past_values, split(self.own_value(y))], dim=2)
+        x = x + self.dropout(self.own(y, own_keys, own_values, causal))
+        x = x + self.dropout(self.attention(self.norm(x), keys, values, mask[:, None, None]))
+        return x + self.dropout(self.feed(x)), own_keys, own_values
+
+
+def _feed_forward(width: int) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+def spread(words: Tensor, copies: Tensor, source: Tensor) -> Tensor:
+    """The probability of each word, float32 [n, a, vocab].
+
+    Args:
+        words: float32 [n, a, vocab].
+        copies: float32 [n, a, m].
+        source: int64 [n, m], the word at each place.
+    """
+    return words.scatter_add(2, source[:, None].expand_as(copies), copies)
+
+
+def likelihood(words: Tensor, copies: Tensor, source: Tensor, wanted: Tensor) -> Tensor:
+    """The probability of the wanted words, float32 [n, a]; see ``spread``.
+
+    Args:
+        words, copies, source: see there.
+        wanted: int64 [n, a].
+    """
+    copied = (copies * (source[:, None] == wanted[:, :, None])).sum(2)
+    return words.gather(2, wanted[:, :, None])[:, :, 0] + copied
+
+
+def loss(
+    words: Tensor, copies: Tensor, source: Tensor, wanted: Tensor, right: Tensor, smoothing: float, spots: float
+) -> Tensor:
+    """Mean over words of the negative log-likelihood, smoothed, and of that of the places to copy from.
+
+    Args:
+        words, copies, source: see ``spread``.
+        wanted: int64 [n, a], PAD after the end.
+        right: float32 [n, a, m], 1 at the places that each word should be copied from; none for what is generated.
+        smoothing: share of the target that is spread over all words.
+        spots: weight of the places.
+    """
+    real = wanted != PAD
+    said = -likelihood(words, copies, source, wanted).clamp(min=1e-8).log()
+    level = -words.clamp(min=1e-8).log().mean(2)
+    total = ((1 - smoothing) * said + smoothing * level)[real].mean()
+    copied = right.amax(2) > 0
+    if spots and copied.any():
+        placed = -(copies * right).sum(2).clamp(min=1e-8).log()
+        total = total + spots * placed[copied].mean()
+    return total
+
+
