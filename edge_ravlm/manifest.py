@@ -258,7 +258,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(where, expected="a valid manifest.json", got=str(error), do=do) from None
-    _check_fusion(manifest, where, do)
+    _check_parts(manifest, where, do)
     return manifest
 
 
@@ -280,9 +280,9 @@ def space_id(weights: dict[str, bytes], definition: dict[str, object]) -> str:
     return digest.hexdigest()
 
 
-def _check_fusion(manifest: Manifest, where: str, do: str) -> None:
-    """Refuse a decoder of which only half is there, or whose heads do not share its width."""
-    spec = manifest.fusion
+def _check_parts(manifest: Manifest, where: str, do: str) -> None:
+    """Refuse optional parts that do not fit: half a decoder, heads that cannot share its width, foreign meanings."""
+    spec, meaning, text = manifest.fusion, manifest.meaning_space, manifest.text_space
     having = sorted(name for name, flavor in manifest.flavors.items() if flavor.fusion is not None)
     if spec is None and having:
         expected, got = "`fusion` for its models", f"none, with models in flavour {', '.join(having)}"
@@ -290,6 +290,8 @@ def _check_fusion(manifest: Manifest, where: str, do: str) -> None:
         expected, got = "`fusion` with models", f"none in flavour {', '.join(sorted(manifest.flavors)) or 'any'}"
     elif spec is not None and spec.width % spec.heads:
         expected, got = "`fusion.width` that its heads share", f"{spec.width} for {spec.heads} heads"
+    elif meaning is not None and meaning.dim != text.dim:
+        expected, got = f"`meaning_space` with the {text.dim} dimensions of `text_space`", str(meaning.dim)
     else:
         return
     raise BundleError(where, expected=f"a valid manifest.json: {expected}", got=got, do=do)

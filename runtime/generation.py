@@ -83,14 +83,13 @@ class Generator:
             generated = decoder.generate(state, left_ms=deadline.left_ms, abstain_above=spec.abstain_above)
         if generated.abstention >= spec.abstain_above:
             reason = "neither the picture nor what was taught answers this"
-            return Answer(
-                UNKNOWN, 1 - generated.abstention, Level.GENERATED, (), deadline.latency(), frame_time, reason
-            )
+            doubt = max(0.0, 1 - generated.abstention)
+            return Answer(UNKNOWN, doubt, Level.GENERATED, (), deadline.latency(), frame_time, reason)
         if not generated.text:
             return None
         return Answer(
             generated.text,
-            generated.confidence,
+            min(1.0, generated.confidence),
             Level.GENERATED,
             _evidence(found, generated),
             deadline.latency(),

@@ -175,7 +175,7 @@ class FusionDecoder:
         return Generated(
             self._tokenizer.decode(list(best.tokens)).strip(),
             best.tokens,
-            best.probability,
+            best.probability if best.tokens else 0.0,
             search.abstention,
             best.copied / np.float32(max(1, len(best.tokens))),
             best.ended,
@@ -269,8 +269,9 @@ class _Search:
                 self.parents.append(row)
 
     def best(self) -> _Hypothesis:
-        """The likeliest that ended; while none has, the likeliest so far."""
-        return max(self._ended or self._open or [self.nothing], key=lambda hypothesis: hypothesis.probability)
+        """The likeliest so far, ended or not."""
+        found = [*self._ended, *self._open] or [self.nothing]
+        return max(found, key=lambda hypothesis: hypothesis.probability)
 
     def _mixed(self, words: Floats, copies: Floats) -> NDArray[np.float64]:
         """Probability of each token, however it comes: float64 [v]."""
