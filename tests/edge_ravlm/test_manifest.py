@@ -164,6 +164,66 @@ def test_required_files_are_all_that_the_manifest_points_to(manifest: Manifest) 
     assert manifest.tokenizer not in elsewhere.required_files()
 
 
+# -- optional parts ---------------------------------------------------------------------------------------------------
+
+FUSION = {"tokenizer": "words.json", "entries": 5, "longest": 24, "abstain_above": 0.5, "layers": 2, "heads": 4,
+          "width": 128}  # fmt: skip
+MODELS = {"prefill": {"file": "models/prefill.onnx"}, "step": {"file": "models/step.onnx"}}
+
+
+def with_fusion(spec: object = FUSION, models: object = MODELS) -> dict[str, Any]:
+    plain = put(("flavors", "cpu-u8", "fusion"), models)
+    return plain | {"fusion": spec}
+
+
+def test_a_bundle_from_before_the_fusion_decoder_has_none(manifest: Manifest) -> None:
+    assert "fusion" not in STARTER_JSON
+    assert (manifest.fusion, manifest.flavor("cpu-u8").fusion, manifest.meaning_space) == (None, None, None)
+
+
+def test_a_decoders_files_are_required() -> None:
+    manifest = decode(with_fusion())
+    assert decode(json.loads(encode_manifest(manifest))) == manifest
+    assert {"words.json", "models/prefill.onnx", "models/step.onnx"} <= manifest.required_files()
+    assert manifest.tokenizer in manifest.required_files()
+
+
+def test_not_every_flavour_needs_a_decoder() -> None:
+    plain = with_fusion()
+    plain["flavors"]["trt-s8"] = STARTER_JSON["flavors"]["cpu-u8"]
+    assert decode(plain).flavor("trt-s8").fusion is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "models", "says"),
+    [
+        (
+            None,
+            MODELS,
+            "expected a valid manifest.json: `fusion` for its models, got none, with models in flavour cpu-u8",
+        ),
+        (FUSION, None, "expected a valid manifest.json: `fusion` with models, got none in flavour cpu-u8"),
+        (FUSION | {"heads": 3}, MODELS, "`fusion.width` that its heads share, got 128 for 3 heads"),
+        (FUSION | {"longest": 0}, MODELS, "$.fusion.longest"),
+        (FUSION | {"abstain_above": 1.5}, MODELS, "$.fusion.abstain_above"),
+        (FUSION, {"prefill": MODELS["prefill"]}, "missing required field `step`"),
+    ],
+    ids=range(6),
+)
+def test_a_decoder_of_which_a_part_is_missing_or_wrong_is_refused(spec: object, models: object, says: str) -> None:
+    with pytest.raises(BundleError) as refused:
+        decode(with_fusion(spec, models))
+    assert says in str(refused.value)
+
+
+def test_meanings_have_the_dimensions_of_texts() -> None:
+    dim = STARTER_JSON["text_space"]["dim"]
+    right = put(("meaning_space",), {"id": "0" * 64, "dim": dim})
+    assert decode(right).meaning_space is not None
+    with pytest.raises(BundleError, match=f"the {dim} dimensions of `text_space`, got {dim + 1}"):
+        decode(put(("meaning_space",), {"id": "0" * 64, "dim": dim + 1}))
+
+
 # -- space ids --------------------------------------------------------------------------------------------------------
 
 WEIGHTS = {"a": b"1234", "b": b"56"}

@@ -27,6 +27,7 @@ def test_as_dict_is_json_with_everything_in_it() -> None:
         "latency": {"stages_ms": {"encode": 5.0}, "total_ms": 12.0, "budget_ms": 40.0, "met": True},
         "frame_time": 7.5,
         "reason": "",
+        "complete": True,
         "abstained": False,
     }
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from edge_ravlm.errors import UsageError
-from edge_ravlm.runtime.deadline import Deadline, check_budget
+from edge_ravlm.runtime.deadline import Deadline, Pace, check_budget
 
 
 def test_the_clock_started_when_the_frame_was_captured() -> None:
@@ -66,3 +66,23 @@ def test_a_budget_is_above_zero(budget: float) -> None:
 def test_a_capture_on_another_clock_is_refused_instead_of_always_in_time(started: float) -> None:
     with pytest.raises(UsageError, match=r"time\.monotonic"):
         Deadline(100.0, started)
+
+
+def test_a_pace_is_the_median_of_the_newest_runs_that_went_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    pace, clock = Pace(), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def run(seconds: float) -> None:
+        with pace.run():
+            clock[0] += seconds
+
+    assert pace.ms == 0, "nothing is known yet"
+    for seconds in (0.010, 5.0, 0.030):
+        run(seconds)
+    assert pace.ms == pytest.approx(30)
+    with pytest.raises(ZeroDivisionError), pace.run():
+        raise ZeroDivisionError
+    assert pace.ms == pytest.approx(30)
+    for _ in range(100):
+        run(0.002)
+    assert pace.ms == pytest.approx(2)
