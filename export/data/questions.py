@@ -195,9 +195,9 @@ _SHOWN = ("meaning", "name", "caption")
 """Kinds that say what a thing is."""
 
 _ROOMS = frozenset({"Living room", "Kitchen", "Bedroom", "Bathroom", "Office"})
-_ONSETS = "b bl br c ch d dr f fl g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl st str t th tr v w z".split()
-_VOWELS = "a e i o u ai au ea ee ie oa oo ou".split()
-_CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "nd", "nk", "rt", "sk", "th", "x"]
+_ONSETS = (*"bcdfghjklmnprstvwz", "bl", "br", "ch", "dr", "fl", "gr", "kl", "pl", "qu", "sh", "sl", "st", "th", "tr")
+_VOWELS = (*"aeiou", "ai", "au", "ea", "ee", "ie", "oa", "oo", "ou")
+_CODAS = ("", "", "", *"lmnrstx", "nd", "nk", "rt", "sk", "th")
 
 _SHOWN_CODE = ("this is {it} {}", "{it} {}", "it is numbered {}", "you see {it} {}", "number {}")
 _EXPLAINED = (
