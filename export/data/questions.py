@@ -253,23 +253,26 @@ def told(
         most: facts.
         silent: leave the wanted fact out, so that the question has no answer (there is then another fact, at least).
     """
+    text = entry(together(wanted, others, rng, most, silent=silent), rng)
+    return text, replace(wanted, answer=None, fact="") if silent else wanted
+
+
+def together(
+    wanted: Asked, others: Sequence[Asked], rng: np.random.Generator, most: int = 4, *, silent: bool = False
+) -> list[Asked]:
+    """The facts of such an entry, the wanted one first; see ``told``."""
     known = {fact.kind: fact for fact in (*others, wanted)}
     names = [known[kind].answer or "" for kind in ("meaning", "name") if kind in known]
     hush = silent and wanted.kind in _SHOWN  # nor may another fact name the thing then
-    useful = [
-        fact for fact in others if fact.kind != wanted.kind and not (hush and any(name in fact.fact for name in names))
-    ]
     chosen: list[Asked] = [] if silent else [wanted]
     apart = {wanted.kind, *_TOLD_BY.get(wanted.kind, ())}
     many = int(rng.integers(1, most + 1))
-    for index in rng.permutation(len(useful)):
-        fact = useful[int(index)]
-        if len(chosen) < many and fact.kind not in apart:
+    for index in rng.permutation(len(others)):
+        fact = others[int(index)]
+        if len(chosen) < many and fact.kind not in apart and not (hush and any(name in fact.fact for name in names)):
             chosen.append(fact)
             apart |= {fact.kind, *_TOLD_BY.get(fact.kind, ())}
-    if silent:
-        wanted = replace(wanted, answer=None, fact="")
-    return entry(chosen, rng), wanted
+    return chosen
 
 
 def hops(answer: str, rng: np.random.Generator, half: Half = "train", it: str = "sign") -> Hops:
