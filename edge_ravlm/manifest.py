@@ -57,11 +57,48 @@ class Model(_Strict, frozen=True):
     graph_optimization: Literal["disable", "basic", "extended", "all"] = "all"
 
 
+class Fusion(_Strict, frozen=True):
+    """The fusion decoder's two graphs: what is read once for a question, and what is run for every token written."""
+
+    prefill: Model
+    step: Model
+
+
 class Flavor(_Strict, frozen=True):
-    """The models of one quantization flavour; both write into the bundle's spaces."""
+    """The models of one quantization flavour; image and text write into the bundle's spaces.
+
+    Attributes:
+        fusion: the decoder that answers in words; None where this flavour has none.
+    """
 
     image: Model
     text: Model
+    fusion: Fusion | None = None
+
+    def models(self) -> tuple[Model, ...]:
+        """All of them."""
+        decoder = () if self.fusion is None else (self.fusion.prefill, self.fusion.step)
+        return (self.image, self.text, *decoder)
+
+
+class FusionSpec(_Strict, frozen=True):
+    """What every flavour's fusion decoder has in common.
+
+    Attributes:
+        tokenizer: path of its own tokenizer; not the text encoder's.
+        entries: how many entries each way of searching brings it to read.
+        longest: tokens of an answer, at most.
+        abstain_above: probability of "nothing answers this" from which the runtime says that it does not know.
+        layers, heads, width: of its attention; each head has ``width / heads`` numbers.
+    """
+
+    tokenizer: str
+    entries: Positive
+    longest: Positive
+    abstain_above: Share
+    layers: Positive
+    heads: Positive
+    width: Positive
 
 
 class TensorInfo(_Strict, frozen=True):
@@ -169,6 +206,8 @@ class Manifest(_Strict, frozen=True):
         golden: path of golden frames and their embeddings in full precision, which a device replays before it
             answers anything: ``.npz`` with ``pixels`` uint8 [n, h, w, 3] and ``embeddings`` float32 [n, dim].
         calibration_sha256: over the calibration pictures.
+        fusion: the decoder that answers in words; None where no flavour has one.
+        meaning_space: of the image model's third output ``meaning``: the picture among texts. None without one.
     """
 
     schema_version: int
@@ -187,12 +226,15 @@ class Manifest(_Strict, frozen=True):
     calibration_sha256: Sha256
     sources: tuple[Source, ...]
     engines: tuple[Engine, ...] = ()
+    fusion: FusionSpec | None = None
+    meaning_space: Space | None = None
 
     def required_files(self) -> set[str]:
         """The files that the manifest itself refers to; each has to be listed."""
-        models = {model.file for flavor in self.flavors.values() for model in (flavor.image, flavor.text)}
+        models = {model.file for flavor in self.flavors.values() for model in flavor.models()}
         reports = {parity.report for parity in self.parity.values()}
-        return models | reports | {engine.file for engine in self.engines} | {self.tokenizer, self.recipe, self.golden}
+        tokenizers = {self.tokenizer} if self.fusion is None else {self.tokenizer, self.fusion.tokenizer}
+        return models | reports | {engine.file for engine in self.engines} | tokenizers | {self.recipe, self.golden}
 
     def flavor(self, name: str) -> Flavor:
         """The flavour by name; raises BundleError with the ones there are."""
@@ -213,9 +255,11 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
         if version != SCHEMA_VERSION:
             raise BundleError(where, expected=f"manifest schema {SCHEMA_VERSION}", got=f"schema {version}", do=do)
-        return msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(where, expected="a valid manifest.json", got=str(error), do=do) from None
+    _check_fusion(manifest, where, do)
+    return manifest
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -234,6 +278,21 @@ def space_id(weights: dict[str, bytes], definition: dict[str, object]) -> str:
     for name in sorted(weights):
         digest.update(name.encode() + b"\0" + len(weights[name]).to_bytes(8, "little") + weights[name])
     return digest.hexdigest()
+
+
+def _check_fusion(manifest: Manifest, where: str, do: str) -> None:
+    """Refuse a decoder of which only half is there, or whose heads do not share its width."""
+    spec = manifest.fusion
+    having = sorted(name for name, flavor in manifest.flavors.items() if flavor.fusion is not None)
+    if spec is None and having:
+        expected, got = "`fusion` for its models", f"none, with models in flavour {', '.join(having)}"
+    elif spec is not None and not having:
+        expected, got = "`fusion` with models", f"none in flavour {', '.join(sorted(manifest.flavors)) or 'any'}"
+    elif spec is not None and spec.width % spec.heads:
+        expected, got = "`fusion.width` that its heads share", f"{spec.width} for {spec.heads} heads"
+    else:
+        return
+    raise BundleError(where, expected=f"a valid manifest.json: {expected}", got=got, do=do)
 
 
 class _Versioned(msgspec.Struct):

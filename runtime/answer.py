@@ -13,12 +13,14 @@ class Level(str, Enum):
     """How an answer was reached; later levels cost more.
 
     ``cached`` is the last answer, as nothing moved since; ``held`` is the last answer of the same camera although
-    something moved, as no time was left to look again; ``retrieved`` is a vote of the memories.
+    something moved, as no time was left to look again; ``retrieved`` is a vote of the memories; ``generated`` is the
+    fusion decoder's words from question, memories and picture.
     """
 
     CACHED = "cached"
     HELD = "held"
     RETRIEVED = "retrieved"
+    GENERATED = "generated"
 
     def __str__(self) -> str:
         return self.value  # Python 3.10 and 3.12 differ on what an f-string shows
@@ -73,6 +75,7 @@ class Answer:
         frame_time: ``captured_at`` of the frame it was computed from (``time.monotonic()`` seconds); for a cached
             or held answer that is an earlier frame.
         reason: why there is no answer, else empty.
+        complete: whether it was written to its end; only a generated one can be cut off, by its budget or its length.
     """
 
     text: str
@@ -82,6 +85,7 @@ class Answer:
     latency: Latency
     frame_time: float
     reason: str = ""
+    complete: bool = True
 
     @property
     def abstained(self) -> bool:

@@ -61,6 +61,8 @@ def ask(
     region: str | None = None,
     tag: memory_cli.Tags = None,
     budget_ms: float = 100.0,
+    generate: bool | None = None,
+    hops: int = 1,
     json: bool = False,
 ) -> None:
     """Answer a question about one picture from a memory.
@@ -73,6 +75,8 @@ def ask(
         region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
         tag: NAME=VALUE, use only memories with that tag.
         budget_ms: from reading the picture to the answer.
+        generate: let the fusion decoder write the answer, or forbid it; else the runtime chooses.
+        hops: how often a generated answer may search the memory, 1 or 2.
         json: print one JSON object.
     """
     from edge_ravlm.frames import Frame, Region, read_image
@@ -82,7 +86,7 @@ def ask(
     looked_at = None if region is None else Region.parse(region)
     picture = read_image(image)
     with memory_cli.load_to_ask(bundle, memory, budget_ms=budget_ms) as ravlm:
-        answer = ravlm.ask(Frame(picture.pixels), question, region=looked_at, where=where)
+        answer = ravlm.ask(Frame(picture.pixels), question, region=looked_at, where=where, generate=generate, hops=hops)
     if json:
         say_json(answer.as_dict())
     else:

@@ -1,8 +1,11 @@
-"""The clock of one answer: it starts when the frame was captured."""
+"""The clock of one answer, which starts when the frame was captured, and the pace that plans are made by."""
 
 from __future__ import annotations
 
+import statistics
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,6 +57,28 @@ class Deadline:
 
     def _spent_ms(self) -> float:
         return (time.monotonic() - self._started) * 1e3
+
+
+class Pace:
+    """What something usually takes on this machine: the median of its newest runs. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._spent_ms: deque[float] = deque(maxlen=32)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """Measure one run; one that fails does not count."""
+        start = time.perf_counter()
+        yield
+        with self._lock:
+            self._spent_ms.append((time.perf_counter() - start) * 1e3)
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds; 0 before the first run."""
+        with self._lock:
+            return statistics.median(self._spent_ms) if self._spent_ms else 0.0
 
 
 def check_budget(budget_ms: float) -> float:

@@ -6,6 +6,7 @@ import io
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,23 @@ GOLDEN_COSINE = 0.97
 
 Vector = NDArray[np.float32]
 
+_NO_CELLS = np.empty((1, 0, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one run of the image encoder brings.
+
+    Attributes:
+        embedding: float32 [dim], unit length, in the image space.
+        cells: float32 [1, cells, width], what the fusion decoder reads; no cells where the flavour has no decoder.
+        meaning: float32 [dim of the text space], unit length, in the meaning space; None where the bundle has none.
+    """
+
+    embedding: Vector
+    cells: NDArray[np.float32]
+    meaning: Vector | None = None
+
 
 class ImageEncoder:
     """Pixels -> unit vector in the bundle's image space.
@@ -35,7 +53,7 @@ class ImageEncoder:
         threads: CPU threads; 0 leaves the choice to the backend.
 
     Attributes:
-        preprocess: what ``embed`` has to be given.
+        preprocess: what ``embed`` and ``look`` have to be given.
         space: of the embeddings.
         warm_ms: the fastest run so far.
     """
@@ -44,6 +62,8 @@ class ImageEncoder:
         models = bundle.manifest.flavor(flavor)
         self.preprocess = bundle.manifest.preprocess
         self.space = bundle.manifest.image_space
+        self._has_cells = models.fusion is not None
+        self._has_meaning = bundle.manifest.meaning_space is not None
         self._session = open_session(bundle.read(models.image.file), models.image, threads)
         try:
             self._replay(bundle)
@@ -55,6 +75,13 @@ class ImageEncoder:
         """Preprocessed uint8 [1, height, width, 3] -> float32 [dim], unit length."""
         (embedding,) = self._session.run({"image": pixels}, ("embedding",))
         return np.asarray(embedding[0], np.float32)
+
+    def look(self, pixels: Pixels) -> Look:
+        """All that the bundle has a use for, from one run over uint8 [1, height, width, 3]."""
+        names = ("embedding", *("tokens",) * self._has_cells, *("meaning",) * self._has_meaning)
+        found = dict(zip(names, self._session.run({"image": pixels}, names), strict=True))
+        meaning = found["meaning"][0] if self._has_meaning else None
+        return Look(found["embedding"][0], found.get("tokens", _NO_CELLS), meaning)
 
     def _replay(self, bundle: Bundle) -> None:
         """Embed the bundle's golden frames; that also warms the session up.
@@ -89,7 +116,8 @@ class TextEncoder:
     def __init__(self, bundle: Bundle, flavor: str) -> None:
         models = bundle.manifest.flavor(flavor)
         self.space = bundle.manifest.text_space
-        self._tokenizer = _tokenizer(bundle)
+        self._tokenizer = open_tokenizer(bundle, bundle.manifest.tokenizer)
+        self._tokenizer.enable_padding()
         # One short sentence is a table look-up: a second thread costs more than it brings.
         self._session = open_session(bundle.read(models.text.file), models.text, threads=1)
         self.embed_question = lru_cache(maxsize=1024)(self._embed_question)
@@ -123,6 +151,19 @@ class TextEncoder:
     def close(self) -> None:
         """Release the model."""
         self._session.close()
+
+
+def open_tokenizer(bundle: Bundle, path: str) -> Tokenizer:
+    """A tokenizer of the bundle; raises BundleError when the file is none."""
+    try:
+        return Tokenizer.from_buffer(bundle.read(path))
+    except (ValueError, TypeError) as error:
+        raise BundleError(
+            bundle.where,
+            expected=f"a tokenizer in {path}",
+            got=str(error),
+            do="export the bundle again",
+        ) from None
 
 
 def check_question(question: str) -> str:
@@ -176,18 +217,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _tokenizer(bundle: Bundle) -> Tokenizer:
-    path = bundle.manifest.tokenizer
-    try:
-        tokenizer = Tokenizer.from_buffer(bundle.read(path))
-    except (ValueError, TypeError) as error:
-        raise BundleError(
-            bundle.where,
-            expected=f"a tokenizer in {path}",
-            got=str(error),
-            do="export the bundle again",
-        ) from None
-    tokenizer.enable_padding()
-    return tokenizer

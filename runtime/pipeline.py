@@ -23,7 +23,9 @@ from edge_ravlm.errors import MemoryFault, UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Evidence, Level
 from edge_ravlm.runtime.deadline import Deadline, check_budget
-from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder, check_question
+from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder, check_question
+from edge_ravlm.runtime.fusion.decoder import no_decoder
+from edge_ravlm.runtime.generation import Generator, check_hops
 from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where
 from edge_ravlm.runtime.questions import (
     OPEN_QUESTIONS,
@@ -56,7 +58,7 @@ class Ravlm:
         memory: an opened memory of the bundle's spaces; closed with this object.
         flavor: which of the bundle's quantization flavours to run.
         budget_ms: from a frame's capture to its answer, unless a call says otherwise.
-        threads: CPU threads of the image encoder.
+        threads: CPU threads of the image encoder and the fusion decoder.
     """
 
     def __init__(self, bundle: Bundle, memory: Memory, *, flavor: str, budget_ms: float, threads: int) -> None:
@@ -65,11 +67,14 @@ class Ravlm:
         self._rules = bundle.manifest.answering
         self._image = ImageEncoder(bundle, flavor, threads)
         self._text = TextEncoder(bundle, flavor)
+        self._generator: Generator | None = None
+        if bundle.manifest.flavor(flavor).fusion is not None:
+            self._generator = Generator(bundle, flavor, threads, memory, self._image, self._text)
         self._open_questions = self._text.embed(OPEN_QUESTIONS)
         self._encode_ms = deque([self._image.warm_ms], maxlen=32)
-        self._standing: OrderedDict[tuple[str, Region | None, Where], Standing] = OrderedDict()
+        self._standing: OrderedDict[tuple[str, Region | None, Where, int], Standing] = OrderedDict()
         self._lock = threading.Lock()
-        self._seen: tuple[Frame, dict[Region | None, Vector]] | None = None
+        self._seen: tuple[Frame, dict[Region | None, Look]] | None = None
 
     def __enter__(self) -> Ravlm:
         return self
@@ -84,6 +89,8 @@ class Ravlm:
         self.memory.close()
         self._image.close()
         self._text.close()
+        if self._generator is not None:
+            self._generator.close()
 
     # -- teach -------------------------------------------------------------------------------------------------
 
@@ -137,7 +144,11 @@ class Ravlm:
         if picture is None:
             return replace(entry, vectors=vectors)
         pixels = self._image.preprocess(Frame.of(picture), region)
-        return replace(entry, vectors={**vectors, "image": self._image.embed(pixels)}, thumbnail=_jpeg(pixels))
+        look = self._image.look(pixels)
+        vectors["image"] = look.embedding
+        if look.meaning is not None:
+            vectors["meaning"] = look.meaning
+        return replace(entry, vectors=vectors, thumbnail=_jpeg(pixels))
 
     def forget(self, ids: Sequence[int]) -> int:
         """Remove entries; returns how many there were."""
@@ -153,6 +164,8 @@ class Ravlm:
         region: Region | None = None,
         where: Where | None = None,
         budget_ms: float | None = None,
+        generate: bool | None = None,
+        hops: int = 1,
     ) -> Answer:
         """Answer a question about a picture from the memory.
 
@@ -162,10 +175,19 @@ class Ravlm:
             region: look only here; a named region also answers only from what was taught in it.
             where: which memories may be used.
             budget_ms: for this answer.
+            generate: True lets the fusion decoder write the answer; where the budget does not allow that, the answer
+                is a retrieved one. None leaves the choice to the runtime, which retrieves.
+            hops: how often a generated answer may search; the second time with what it found the first time.
+
+        Raises:
+            BundleError: ``generate`` of a bundle without a fusion decoder.
         """
+        generator, hops = self._generator if generate else None, check_hops(hops)
+        if generate and generator is None:
+            raise no_decoder(self.bundle, self.flavor)
         frame = Frame.of(picture)
         deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at)
-        standing = self._stand(check_question(question), region, where)
+        standing = self._stand(check_question(question), region, where, hops if generator else 0)
         with deadline.stage("preprocess"):
             pixels = self._image.preprocess(frame, region)
 
@@ -174,8 +196,15 @@ class Ravlm:
             earlier = self._earlier(standing, frame, pixels, deadline)
             if earlier is not None:
                 return earlier
-            found = self._answer(standing, self._encode(frame, region, pixels, deadline), frame, deadline)
-            standing.settle(frame, pixels, found)
+            look = self._encode(frame, region, pixels, deadline)
+            found = None
+            if generator is not None:
+                found = generator.answer(question, look, frame.captured_at, standing.scope, deadline, hops)
+            lasting = generator is None or (found is not None and found.complete)
+            if found is None:
+                found = self._answer(standing, look.embedding, frame, deadline)
+            if lasting:  # what the clock cut short may be done better the next time
+                standing.settle(frame, pixels, found)
             return found
 
         with standing.lock:
@@ -191,9 +220,10 @@ class Ravlm:
                 if self.memory.version == version:
                     raise
 
-    def _stand(self, question: str, region: Region | None, where: Where | None) -> Standing:
+    def _stand(self, question: str, region: Region | None, where: Where | None, hops: int) -> Standing:
+        """The standing question; hops is 0 where nothing is to be generated."""
         scope = scope_of(where, region)
-        key = (question, region, scope)
+        key = (question, region, scope, hops)
         with self._lock:
             standing = self._standing.setdefault(key, Standing(question, region, scope))
             self._standing.move_to_end(key)
@@ -219,8 +249,8 @@ class Ravlm:
             needed_ms = statistics.median(self._encode_ms)
         return 0 < deadline.left_ms() < needed_ms
 
-    def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Vector:
-        """Embed; several questions about one Frame and region share one run."""
+    def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Look:
+        """Look at it; several questions about one Frame and region share one run."""
         with self._lock:
             if self._seen is None or self._seen[0] is not frame:
                 self._seen = (frame, {})
@@ -228,7 +258,7 @@ class Ravlm:
         if region not in known:
             start = time.perf_counter()
             with deadline.stage("encode"):
-                known[region] = self._image.embed(pixels)
+                known[region] = self._image.look(pixels)
             with self._lock:
                 self._encode_ms.append((time.perf_counter() - start) * 1e3)
         return known[region]
@@ -389,8 +419,9 @@ def _ready(kind: type[R], bundle: Bundle, memory: Memory, **settings: Any) -> R:
 
 def spaces_of(bundle: Bundle) -> dict[str, Space]:
     """The vector fields of a memory for this bundle."""
-    spaces = {"image": bundle.manifest.image_space, "text": bundle.manifest.text_space}
-    return {field: Space(space.id, space.dim) for field, space in spaces.items()}
+    manifest = bundle.manifest
+    spaces = {"image": manifest.image_space, "text": manifest.text_space, "meaning": manifest.meaning_space}
+    return {field: Space(space.id, space.dim) for field, space in spaces.items() if space is not None}
 
 
 def _jpeg(pixels: Pixels) -> bytes:

@@ -136,8 +136,9 @@ def reembed(ravlm: Ravlm, memory: Memory, advance: Callable[..., None]) -> list[
     Returns:
         Entries whose kept picture is missing; they lose their image vector and are found by text only.
     """
-    ids: dict[str, list[int]] = {"text": [], "image": []}
-    vectors: dict[str, list[np.ndarray]] = {"text": [], "image": []}
+    spaces = ravlm.memory.spaces
+    ids: dict[str, list[int]] = {name: [] for name in spaces}
+    vectors: dict[str, list[np.ndarray]] = {name: [] for name in spaces}
     without: list[int] = []
     for entry in memory.entries():
         thumbnail = None if entry.thumbnail is None else _decoded(entry.thumbnail)
@@ -148,7 +149,6 @@ def reembed(ravlm: Ravlm, memory: Memory, advance: Callable[..., None]) -> list[
         if thumbnail is None and entry.modality in ("frame", "image"):
             without.append(entry.id)
         advance()
-    spaces = ravlm.memory.spaces
     for name, space in spaces.items():
         rows = np.stack(vectors[name]) if vectors[name] else np.empty((0, space.dim), np.float32)
         memory.reembed(name, space, ids[name], rows, ravlm.flavor)
