@@ -18,6 +18,7 @@ from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder, Generated
 from edge_ravlm.runtime.fusion.layout import Passage
+from edge_ravlm.runtime.fusion.retrieval import Sentences
 from edge_ravlm.runtime.memory import Space
 
 STEPS = 8
@@ -51,13 +52,6 @@ class Eyes(Protocol):
 
     def look(self, pixels: Pixels) -> Look:
         """Encode uint8 [1, height, width, 3]; called from several threads."""
-
-
-class Words(Protocol):
-    """The text encoder."""
-
-    def embed(self, texts: Sequence[str]) -> Floats:
-        """Sentences -> float32 [n, dim], unit length; called from several threads."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ class Subject:
 
     name: str
     eyes: Eyes
-    words: Words
+    words: Sentences
     reader: Reader | None
     image_space: Space
     text_space: Space
@@ -191,6 +185,12 @@ def opened(bundle: Bundle, flavor: str) -> Iterator[Subject]:
             Space(manifest.text_space.id, manifest.text_space.dim),
             manifest.meaning_space is not None,
         )
+
+
+def cells_of(look: Look) -> Floats:
+    """Its cells; a bundle with a decoder has them."""
+    assert look.cells is not None
+    return look.cells
 
 
 def on_all_cores(function: Callable[[A], B], items: Sequence[A], bar: Bar, what: str) -> list[B]:
