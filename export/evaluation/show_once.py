@@ -1,4 +1,4 @@
-"""Show everything once, ask about what nothing was trained on: finding, reading, abstaining, and two entries at once."""
+"""Show everything once, ask about what nothing was trained on: finding, reading, abstaining, joining two entries."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def judge(
     things = showing.memory.things
     told = [_told(thing, seed, row) for row, thing in enumerate(things)]
     shown = _see(subject, showing.memory, range(len(things)), (seed, 0), bar, "showing everything once")
-    notes = [
-        Note(text.text, text.facts[0].answer or "", look.embedding) for text, look in zip(told, shown, strict=True)
-    ]
+    pictures = [look.embedding for look in shown]
+    del shown  # the cells of a thousand pictures, which nothing reads
+    notes = [Note(text.text, text.facts[0].answer or "", row) for text, row in zip(told, pictures, strict=True)]
     views = _views(subject, showing, extent, bar, seed)
     siblings = _siblings(things)
     with shelved(subject, notes) as shelf:
@@ -162,7 +162,7 @@ def judge(
     figures |= reading
     if isinstance(things[0], Sign):
         chosen = views["heldout"][:: max(1, len(views["heldout"]) // extent.hops)]
-        figures |= _hopped(subject, subject.reader, things, [note.picture for note in notes], chosen, bar, seed)
+        figures |= _hopped(subject, subject.reader, things, pictures, chosen, bar, seed)
         counts["hops"] = len(chosen)
     with bar("timing the decoder alone", None):
         figures["decode_ms_p50"] = subject.reader.milliseconds(timed)
@@ -298,7 +298,7 @@ def _judged(
     described = [
         (said(reader, one.whole) or "", answer) for query, one, answer in pairs if query.fact.kind == "caption"
     ]
-    figures = {
+    figures: dict[str, list[float]] = {
         "reading_accuracy": [right(one.whole, answer) for one, answer in there],
         "follows_edit": [followed for _, followed in edits],
         "follows_edit_unseen_words": [followed for query, followed in edits if query.invented],
@@ -313,7 +313,7 @@ def _judged(
     }
     means = {name: float(np.mean(values)) for name, values in figures.items() if values}
     if described:
-        means["bleu_describe"] = bleu(*zip(*described, strict=True))
+        means["bleu_describe"] = bleu([text for text, _ in described], [answer for _, answer in described])
     forced = [(one.whole.confidence, exact_match(one.whole.text, answer)) for _, one, answer in pairs]
     forced += [(one.removed.confidence, False) for _, one, _ in pairs]
     confidences = Confidences(np.array([sure for sure, _ in forced]), np.array([was for _, was in forced]))
@@ -326,7 +326,7 @@ def _hopped(
     subject: Subject,
     reader: Reader,
     things: Sequence[Thing],
-    pictures: Sequence[Floats | None],
+    pictures: Sequence[Floats],
     views: Sequence[View],
     bar: Bar,
     seed: int,
