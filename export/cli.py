@@ -10,11 +10,12 @@ from cyclopts import Parameter
 
 from edge_ravlm.console import progress, say, say_json, table
 from edge_ravlm.errors import needs_extra
-from edge_ravlm.export import engine_cli, estimate_cli
+from edge_ravlm.export import engine_cli, estimate_cli, eval_cli
 
 app = cyclopts.App()
 app.command(engine_cli.app)
 app.command(estimate_cli.estimate)
+app.command(eval_cli.evaluate, name="eval")
 
 EXTRA = "export"
 

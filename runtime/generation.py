@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import UsageError
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Evidence, Level
 from edge_ravlm.runtime.deadline import Deadline, Pace
-from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder, Vector
+from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder, Generated
 from edge_ravlm.runtime.fusion.layout import Passage
+from edge_ravlm.runtime.fusion.retrieval import Found, Retriever
 from edge_ravlm.runtime.memory import Memory, Where
 
 MOST_HOPS = 2
 
 _EVIDENCE, _LEAST_SHARE = 3, 0.1
 """At most so many entries are named, each with at least this share of the answer copied from it."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A retrieved entry, and how the decoder reads it."""
-
-    id: int
-    passage: Passage
 
 
 class Generator:
@@ -43,8 +35,8 @@ class Generator:
     def __init__(
         self, bundle: Bundle, flavor: str, threads: int, memory: Memory, image: ImageEncoder, text: TextEncoder
     ) -> None:
-        self._memory, self._text = memory, text
         self._decoder = FusionDecoder(bundle, flavor, threads)
+        self._retriever = Retriever(memory, text, self._decoder.spec.entries)
         self._hop_pace = Pace()
         passages = [Passage("the gate is open")] * self._decoder.spec.entries
         prompt = self._decoder.lay_out("is the gate open?", passages)
@@ -70,10 +62,10 @@ class Generator:
         decoder, spec = self._decoder, self._decoder.spec
         needed_ms = decoder.prefill_pace.ms + decoder.step_pace.ms
         with deadline.stage("search"):
-            found = self._first_hop(question, look.embedding, scope)
+            found = self._retriever.first_hop(question, look.embedding, scope)
         if hops > 1 and deadline.left_ms() >= needed_ms + self._hop_pace.ms:
             with deadline.stage("second_hop"), self._hop_pace.run():
-                found += self._second_hop(question, look.embedding, scope, found)
+                found += self._retriever.second_hop(question, look.embedding, scope, found)
         if deadline.left_ms() < needed_ms:
             return None
         with deadline.stage("prefill"):
@@ -96,36 +88,6 @@ class Generator:
             frame_time,
             complete=generated.complete,
         )
-
-    def _first_hop(self, question: str, picture: Vector, scope: Where) -> list[Found]:
-        """The entries whose pictures are nearest to the picture, then those whose texts are nearest to the question."""
-        query, most = self._text.embed_question(question), self._decoder.spec.entries
-        seen = self._memory.search("image", picture, most, scope)
-        told = self._memory.search("text", query, most, scope)
-        return self._found(list(dict.fromkeys(hit.id for hit in (*seen, *told))), picture, query)
-
-    def _second_hop(self, question: str, picture: Vector, scope: Where, found: Sequence[Found]) -> list[Found]:
-        """The entries whose texts are nearest to the question and what the nearest picture's entry says of it."""
-        if not found or found[0].passage.image_cosine is None:
-            return []
-        query, most = self._text.embed([f"{question} {found[0].passage.text}"])[0], self._decoder.spec.entries
-        known = {one.id for one in found}
-        hits = self._memory.search("text", query, most + len(known), scope)
-        new = self._found([hit.id for hit in hits if hit.id not in known][:most], picture, query)
-        return [replace(one, passage=replace(one.passage, second_hop=True)) for one in new]
-
-    def _found(self, ids: list[int], picture: Vector, query: Vector) -> list[Found]:
-        """Entries as passages, in the order of ids."""
-        if not ids:
-            return []
-        only = Where(ids=frozenset(ids))
-        seen = {hit.id: hit.score for hit in self._memory.search("image", picture, len(ids), only)}
-        told = {hit.id: hit.score for hit in self._memory.search("text", query, len(ids), only)}
-        products = dict(zip(seen, self._memory.vectors("image", list(seen)) * picture, strict=True))
-        return [
-            Found(entry.id, Passage(entry.text, seen.get(entry.id), products.get(entry.id), told.get(entry.id, 0.0)))
-            for entry in self._memory.get(ids)
-        ]
 
 
 def check_hops(hops: int) -> int:
