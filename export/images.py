@@ -14,13 +14,14 @@ from edge_ravlm.export.data import datasets
 from edge_ravlm.export.data.scenes import at_most, material, object_scenes
 from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures, Share, ThingScenes
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
-from edge_ravlm.export.recipe import SCENES, Recipe
+from edge_ravlm.export.recipe import SCENES, THINGS, Recipe
 from edge_ravlm.export.teachers.weights import package_source
 from edge_ravlm.frames import Pixels, read_image
 from edge_ravlm.manifest import Source
 from edge_ravlm.runtime.transfer import read_rows
 
 SCENE_PACKAGES = ("tuxpaint-stamps", "mate-backgrounds", "lomiri-wallpapers", "opencv-doc")
+THING_PACKAGES = ("mapillary-signs", "sweethome3d-furniture", "sweethome3d", "plasma-wallpapers")
 PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 _LONGEST = 640
@@ -59,7 +60,7 @@ def gather(recipe: Recipe, base: Path) -> Gathered:
     Raises:
         DataError: no such folder, too few pictures in it that can be read, or one without a caption.
     """
-    if recipe.images.source == SCENES:
+    if recipe.images.source in (SCENES, THINGS):
         return _scenes(recipe)
     captions = base / recipe.images.captions if recipe.images.captions else None
     return _folder(recipe, base / recipe.images.source, captions)
@@ -72,7 +73,7 @@ def things_training(seed: int) -> ThingScenes:
     """
     stamps, _ = material()
     signs, objects = datasets.traffic().train.material, datasets.home().train.material
-    shares = (Share(signs, 0.6, mirrored=False), Share(objects, 0.2), Share(stamps, 0.2))
+    shares = (Share(signs, 0.6, mirrored=False, together=4), Share(objects, 0.2), Share(stamps, 0.2))
     return ThingScenes(shares, seed=seed)
 
 
@@ -89,12 +90,13 @@ def _scenes(recipe: Recipe) -> Gathered:
     rng = np.random.default_rng(recipe.seed)
     calibration, _ = object_scenes(train, 1, recipe.seed + 100)
     chosen = rng.permutation(len(calibration))[: recipe.images.calibration]
+    with_things = recipe.images.source == THINGS
     return Gathered(
-        training=ComposedScenes(train, seed=recipe.seed),
+        training=things_training(recipe.seed) if with_things else ComposedScenes(train, seed=recipe.seed),
         calibration=[calibration[int(i)] for i in chosen],
         fitting=state_tasks(train, 60, _FIT_SEED),
         judging=judge_set(held_out, each=4, tasks=60, seed=_JUDGE_SEED),
-        sources=tuple(package_source(name) for name in SCENE_PACKAGES),
+        sources=tuple(package_source(name) for name in (*SCENE_PACKAGES, *(THING_PACKAGES if with_things else ()))),
     )
 
 

@@ -30,6 +30,7 @@ from edge_ravlm.errors import BundleError, needs_extra
 from edge_ravlm.export import answering, parity
 from edge_ravlm.export.data import corpus
 from edge_ravlm.export.distil import distil, whitened
+from edge_ravlm.export.fusion import making
 from edge_ravlm.export.images import Gathered, fingerprint, gather
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import image_graph, teacher_graph
@@ -44,12 +45,14 @@ from edge_ravlm.export.students.image import ImageStudent, batched
 from edge_ravlm.export.students.static_text import StaticText
 from edge_ravlm.export.teachers import ImageTeacher, image_teacher, text_teacher
 from edge_ravlm.export.teachers.weights import package_source
+from edge_ravlm.frames import Pixels
 from edge_ravlm.machine import libraries, machine
 from edge_ravlm.manifest import (
     SCHEMA_VERSION,
     Answering,
     Engine,
     Flavor,
+    Fusion,
     Manifest,
     Model,
     Parity,
@@ -257,9 +260,12 @@ class _Job:
     def flavors(self) -> dict[str, Flavor]:
         """The flavours to ship: the base, and the target's own."""
         text = Model(file=f"models/text.{BASE}.onnx")
-        names = dict.fromkeys((BASE, self.target.flavor))
+        # The decoder's 8-bit weights run in ONNX Runtime on every device.
+        graphs = (Model(file=f"models/fusion-{part}.{BASE}.onnx") for part in ("prefill", "step"))
+        fusion = Fusion(**dict(zip(("prefill", "step"), graphs, strict=True))) if self.recipe.fusion.steps else None
         return {
-            name: Flavor(image=Model(file=f"models/image.{name}.onnx", **SESSIONS[name]), text=text) for name in names
+            name: Flavor(image=Model(file=f"models/image.{name}.onnx", **SESSIONS[name]), text=text, fusion=fusion)
+            for name in dict.fromkeys((BASE, self.target.flavor))
         }
 
     @cached_property
@@ -289,6 +295,22 @@ class _Job:
     def full(self) -> parity.Embedder:
         """The image student in full precision, as ONNX Runtime runs it best."""
         return parity.Embedder(self.original.SerializeToString(), Model(file="original"), self.preprocess)
+
+    @cached_property
+    def decoder(self) -> making.Made | None:
+        """The fusion decoder, trained on what the base flavour sees; None where the recipe wants none."""
+        if not self.recipe.fusion.steps:
+            return None
+        session = self.embedder(BASE).session()
+
+        def look(pictures: Sequence[Pixels]) -> tuple[Vectors, Vectors]:
+            seen = [session.run({"image": p}, ("embedding", "tokens")) for p in prepared(pictures, self.preprocess)]
+            return np.concatenate([one[0] for one in seen]), np.concatenate([one[1] for one in seen])
+
+        try:
+            return making.make(self.recipe.fusion, look, self.embed_texts, self.work / "fusion", self.bar)
+        finally:
+            session.close()
 
     # -- judgement ---------------------------------------------------------------------------------------------
 
@@ -354,6 +376,11 @@ class _Job:
                 parity.pass_or_raise(figures, flavor)
             files |= report_files(flavor, figures, self.recipe.gate, setting)
             proven[flavor] = _summary(figures, f"parity/{flavor}.json", bool(figures.failures))
+        decoder = self.decoder
+        fusion = self.flavors[BASE].fusion
+        if decoder is not None and fusion is not None:
+            files |= {fusion.prefill.file: decoder.prefill, fusion.step.file: decoder.step}
+            files |= {making.TOKENIZER: decoder.tokenizer, "parity/fusion.json": _indented(decoder.figures)}
         engines = self.engines()
         files |= {engine.file: data for engine, data in engines}
         files |= {"tokenizer.json": self.text_student.tokenizer_json, "recipe.toml": recipe_bytes}
@@ -369,6 +396,7 @@ class _Job:
             text_space=self.text_space(),
             tokenizer="tokenizer.json",
             flavors=self.flavors,
+            fusion=None if decoder is None else decoder.spec,
             answering=self.rules,
             parity=proven,
             golden=GOLDEN,
@@ -429,7 +457,8 @@ class _Job:
         """Everything that the weights were made from."""
         texts = (package_source("minilm-l6"), package_source("wiki-summaries"), package_source("wordfreq"))
         teacher = self.teacher.sources if self.teacher is not None else ()
-        every = (*self.kind.sources, *teacher, *texts, *self.gathered.sources)
+        read = tuple(package_source(name) for name in making.PACKAGES) if self.recipe.fusion.steps else ()
+        every = (*self.kind.sources, *teacher, *texts, *self.gathered.sources, *read)
         return tuple(dict.fromkeys(every))
 
 
@@ -446,6 +475,10 @@ def embed_texts(model: bytes, tokenizer_json: bytes, texts: Sequence[str]) -> Ve
         return np.asarray(session.run(feeds, ("embedding",))[0], np.float32)
     finally:
         session.close()
+
+
+def _indented(figures: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n"
 
 
 def _summary(figures: parity.Figures, report: str, below_gate: bool) -> Parity:

@@ -10,6 +10,7 @@ import msgspec
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.distil import DistilSettings
+from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.parity import Gate
 from edge_ravlm.export.students import STUDENTS
 from edge_ravlm.preprocess import Side
@@ -17,8 +18,9 @@ from edge_ravlm.preprocess import Side
 AUTO = "auto"
 """A student's kind that is still to be measured."""
 
-SCENES = "scenes"
-"""In place of a folder: pictures that are composed from packages."""
+SCENES, THINGS = "scenes", "things"
+"""In place of a folder: pictures that are composed from packages; ``things`` also learns signs and a home's objects,
+in harder scenes."""
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -32,9 +34,10 @@ class Images(_Strict, frozen=True):
     """The pictures to learn from and to judge on.
 
     Attributes:
-        source: ``scenes`` (composed from packages) or a folder of pictures, relative to the recipe; no labels needed.
+        source: ``scenes`` or ``things`` (composed from packages), or a folder of pictures, relative to the recipe; no
+            labels needed.
         calibration: how many of the training pictures set the INT8 ranges.
-        held_out: share of a folder's pictures that only the gate sees; ``scenes`` has a half of its own for that.
+        held_out: share of a folder's pictures that only the gate sees; composed ones have a half of their own for that.
         captions: a ``.csv`` or ``.jsonl`` list with columns ``image`` and ``text``, relative to the recipe, with a row
             for each of a folder's pictures; the student is then aimed at its captions' text embeddings too.
     """
@@ -112,6 +115,7 @@ class Recipe(_Strict, frozen=True):
     distil: DistilSettings = DistilSettings()
     text: Text = Text()
     quantize: Quantization = Quantization()
+    fusion: FusionSettings = FusionSettings()
     gate: Gate = Gate()
     seed: int = 0
 
@@ -151,8 +155,8 @@ def _checked(recipe: Recipe) -> Recipe:
         raise ValueError(f"student.kind '{student.kind}', which is none of {AUTO}, {', '.join(STUDENTS)}")
     if recipe.images.captions and recipe.text.dim != student.dim:
         raise ValueError(f"text.dim {recipe.text.dim} and student.dim {student.dim}, which captions want to be equal")
-    if recipe.images.captions and recipe.images.source == SCENES:
-        raise ValueError("images.captions with images.source 'scenes', whose pictures are composed and have none")
+    if recipe.images.captions and recipe.images.source in (SCENES, THINGS):
+        raise ValueError(f"images.captions with images.source '{recipe.images.source}', whose pictures have none")
     if recipe.images.captions and not recipe.teacher.image:
         raise ValueError("images.captions without teacher.image: nothing would learn from them")
     return recipe

@@ -25,11 +25,14 @@ class Share:
         material: the *training* part of the data set.
         weight: how often its things are drawn, relative to the other shares.
         mirrored: whether a thing seen in a mirror is still that thing; a sign is not.
+        together: so many things that follow one another come in one batch: where things are sorted by name, as signs
+            are, they look alike, and telling them apart is what is hard.
     """
 
     material: Material
     weight: float = 1.0
     mirrored: bool = True
+    together: int = 1
 
 
 class ThingScenes:
@@ -72,7 +75,7 @@ class ThingScenes:
         orders = [np.random.default_rng((seed, row)).permutation(count) for row, count in enumerate(counts)]
         numbers = [min(most, max(1, round(len(order) * held_out))) for order in orders]
         self.kept = [order[:number] for order, number in zip(orders, numbers, strict=True)]
-        self.learnt = [order[number:] for order, number in zip(orders, numbers, strict=True)]
+        self.learnt = [np.sort(order[number:]) for order, number in zip(orders, numbers, strict=True)]
 
     def batch(self, step: int, rank: int, size: int) -> Batch:
         """See ``Pictures``."""
@@ -93,7 +96,7 @@ class ThingScenes:
             row = int(shared.integers(len(self._shares)))
             return worn(background(self._shares[row].material, shared), rng), _VIEWS + step % 2**20 * 2**16 + index // 2
         row = int(shared.choice(len(self._shares), p=self._weights))
-        share, thing = self._shares[row], int(shared.choice(self.learnt[row]))
+        share, thing = self._shares[row], self._thing(row, step, index // 2)
         source = share.material
         if share.mirrored and rng.random() < 0.5:
             cut_out = np.ascontiguousarray(source.objects[thing][:, ::-1])
@@ -102,3 +105,10 @@ class ThingScenes:
             at = thing
         make = object_scene if rng.random() < self._plain else composite
         return make(source, at, rng), int(self._first[row]) + thing
+
+    def _thing(self, row: int, step: int, pair: int) -> int:
+        """Of one data set, that of a pair: one of a few neighbours that the pairs around it show too."""
+        share, learnt = self._shares[row], self.learnt[row]
+        group, place = divmod(pair, share.together)
+        start = np.random.default_rng((self._seed, step, row, group, 2)).integers(len(learnt))
+        return int(learnt[(start + place) % len(learnt)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +15,8 @@ from edge_ravlm.export.data.datasets import Part, Thing
 from edge_ravlm.frames import Pixels
 
 Look = Callable[[Sequence[Pixels]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""Embeds pictures: embeddings float32 [n, dim] of unit length and cells float32 [n, cells, channels]."""
+"""Embeds pictures: embeddings float32 [n, dim] of unit length and cells float32 [n, cells, channels]; called from
+several threads."""
 
 Done = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""
@@ -75,12 +78,16 @@ def make_bank(part: Part[T], views: int, look: Look, seed: int, done: Done | Non
         seed: of the scenes.
         done: told after every batch.
     """
-    embeddings, cells, total = [], [], len(part.things) * views
-    for row in range(len(part.things)):
+
+    def seen(row: int) -> Seen:
         scenes = [part.scene(row, np.random.default_rng((seed, row, view))) for view in range(views)]
-        found = look(scenes)
-        embeddings.append(found[0].astype(np.float16))
-        cells.append(found[1].astype(np.float16))
-        if done is not None:
-            done((row + 1) * views, total)
-    return Bank(part.things, np.stack(embeddings), np.stack(cells))
+        embeddings, cells = look(scenes)
+        return Seen(embeddings.astype(np.float16), cells.astype(np.float16))
+
+    found, count = list[Seen](), len(part.things)
+    with ThreadPoolExecutor(os.cpu_count()) as crew:
+        for one in crew.map(seen, range(count)):
+            found.append(one)
+            if done is not None:
+                done(len(found) * views, count * views)
+    return Bank(part.things, np.stack([one.embeddings for one in found]), np.stack([one.cells for one in found]))

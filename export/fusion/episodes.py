@@ -27,7 +27,6 @@ from edge_ravlm.runtime.fusion.layout import (
     PAD,
     START,
     Passage,
-    Prompt,
     continues,
     lay_out,
 )
@@ -38,7 +37,7 @@ Texts = Callable[[Sequence[str]], NDArray[np.float32]]
 _NAMING = ("meaning", "name", "caption")
 """Kinds of facts that are asked for most."""
 
-_SEEN, _BESIDE, _HOPPED, _EXPLAINED = 5, 1, 4, 3
+_SEEN, _BESIDE, _HOPPED, _EXPLAINED = 5, 2, 4, 3
 """Entries: the nearest pictures, at most so many beside them; of two hops the nearest, and explanations."""
 
 
@@ -104,6 +103,7 @@ class Episodes:
         self._weights = weights / weights.sum()
         self._told, self._half = told, half
         self._share_told = share_told if told is not None else 0.0
+        self.dim = int(self._banks[0].embeddings.shape[2])
 
     def draw(self, rng: np.random.Generator) -> Episode:
         """One episode."""
@@ -122,8 +122,10 @@ class Episodes:
         facts = self._facts(bank, thing, rng)
         wanted = facts[_favoured(facts, rng)]
         near, cosines, products, cells = self._near(bank, thing, rng, kind == "removed")
+        if kind == "removed" and rng.random() < 0.15:
+            near = []  # nothing at all was taught
         passages, gold = [], None
-        for row, cosine, product in zip(near, cosines, products, strict=True):
+        for row, cosine, product in zip(near, cosines, products, strict=False):
             if row == thing:
                 text, wanted = questions.told(wanted, facts, rng, silent=kind == "silent")
                 gold = len(passages)
@@ -194,7 +196,9 @@ class Episodes:
         others = [f"{bank.things[row].sentence}: {self._other(bank, row, wanted, rng)}" for row in rows[1:]]
         said = [named, *others]
         order = [int(row) for row in rng.permutation(len(said))]
-        _, _, _, cells = self._near(bank, rows[0], rng, False)
+        cells = bank.cells[rows[int(rng.integers(len(rows)))], 0]
+        if rng.random() < 0.5:  # a question without a picture
+            cells = np.zeros_like(cells)
         passages = tuple(Passage(said[row]) for row in order)
         gold = order.index(0)
         return Episode(wanted.question, passages, cells, wanted.answer, gold, wanted.fact, wanted.question, "texts")
@@ -304,7 +308,7 @@ def collated(episodes: Sequence[Episode], tokenizer: Tokenizer, texts: Texts, di
     prompts = [lay_out(tokenizer, episode.question, episode.passages, dim) for episode in episodes]
     b, t = max(len(p.tokens) for p in prompts), max(p.tokens.shape[1] for p in prompts)
     n, cells = len(episodes), episodes[0].cells.shape[0]
-    answers = [_answer(e, p, tokenizer, t)[:longest] for e, p in zip(episodes, prompts, strict=True)]
+    answers = [_answer(episode, tokenizer, t)[:longest] for episode in episodes]
     a, m = max(map(len, answers)), b * t + cells
 
     tokens, roles = np.full((n, b, t), PAD, np.int64), np.zeros((n, b, t), np.int64)
@@ -349,7 +353,7 @@ def _said(episode: Episode) -> list[str]:
     return [passage.text for passage in episode.passages]
 
 
-def _answer(episode: Episode, prompt: Prompt, tokenizer: Tokenizer, t: int) -> list[tuple[int, int | None]]:
+def _answer(episode: Episode, tokenizer: Tokenizer, t: int) -> list[tuple[int, int | None]]:
     """The answer's words with the places, in blocks of ``t``, that they should be copied from."""
     if episode.answer is None:
         return [(NONE, None), (END, None)]
@@ -386,5 +390,3 @@ def _favoured(facts: Sequence[Asked], rng: np.random.Generator) -> int:
     """One of the facts; what a thing is gets asked most."""
     weights = np.array([3.0 if fact.kind in _NAMING else 1.0 for fact in facts])
     return int(rng.choice(len(facts), p=weights / weights.sum()))
-
-

@@ -123,6 +123,7 @@ def _traced(
 ) -> onnx.ModelProto:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)  # torch 2.13 warns of itself
+        warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)  # inputs share sizes
         program = torch.onnx.export(
             module.eval(),
             example,
@@ -136,7 +137,14 @@ def _traced(
     assert program is not None  # it is only for dynamo=False
     model = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
-    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.value_info,
+    ):
         del part.metadata_props[:]  # stack traces with paths of the machine that exported
         part.doc_string = ""
     return model

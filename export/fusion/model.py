@@ -1,7 +1,7 @@
 """The decoder: reads a question with each retrieved entry, looks at the picture, and writes or copies words.
 
-Blocks are read one by one and written from together (fusion in the decoder, Izacard & Grave 2021, arXiv:2007.01282); the
-output is a mixture of generating and copying (See et al. 2017, arXiv:1704.04368).
+Blocks are read one by one and written from together (fusion in the decoder, Izacard & Grave 2021, arXiv:2007.01282);
+the output is a mixture of generating and copying (See et al. 2017, arXiv:1704.04368).
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class FusionDecoder(nn.Module):
         """Read n questions of b blocks each (see ``layout.Prompt``).
 
         Args:
-            tokens, roles: int64 [n, b, t]; the first block is the question alone.
+            tokens: int64 [n, b, t]; the first block is the question alone.
+            roles: int64 [n, b, t].
             features: float32 [n, b, len(FEATURES)].
             products: float32 [n, b, dim].
             cells: float32 [n, cells, channels].
@@ -141,7 +142,8 @@ class FusionDecoder(nn.Module):
         Args:
             last: int64 [n, a], the words so far that are not in the past.
             position: int64 [a], their places in the answer.
-            past_keys, past_values: float32 [writers, n, heads, p, width / heads], of the p words before.
+            past_keys: float32 [writers, n, heads, p, width / heads], of the p words before.
+            past_values: the same.
             read: of as many questions, or of one for all n.
             continues: float32 [n, a, m, 2], see ``layout.continues``.
 
@@ -193,7 +195,7 @@ class _Attention(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """x [n, a, width], keys and values [n, heads, m, width / heads], mask that is added to scores [n, h, a, m]."""
+        """X [n, a, width], keys and values [n, heads, m, width / heads], mask that is added to scores [n, h, a, m]."""
         queries = self.split(self.query(x))
         scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
         weights = torch.softmax(scores if mask is None else scores + mask, dim=3)
@@ -212,7 +214,7 @@ class _Reader(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [n, t, width], mask [n, t]."""
+        """X [n, t, width], mask [n, t]."""
         y, split = self.norm(x), self.attention.split
         x = x + self.dropout(self.attention(y, split(self.key(y)), split(self.value(y)), mask[:, None, None]))
         found: Tensor = x + self.dropout(self.feed(x))
@@ -246,7 +248,7 @@ class _Writer(nn.Module):
         values: Tensor,
         mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [n, a, width]; returns it with the own keys and values so far."""
+        """X [n, a, width]; returns it with the own keys and values so far."""
         y, split = self.own_norm(x), self.own.split
         own_keys = torch.cat([past_keys, split(self.own_key(y))], dim=2)
         own_values = torch.cat([past_values, split(self.own_value(y))], dim=2)
@@ -274,7 +276,9 @@ def likelihood(words: Tensor, copies: Tensor, source: Tensor, wanted: Tensor) ->
     """The probability of the wanted words, float32 [n, a]; see ``spread``.
 
     Args:
-        words, copies, source: see there.
+        words: see there.
+        copies: see there.
+        source: see there.
         wanted: int64 [n, a].
     """
     copied = (copies * (source[:, None] == wanted[:, :, None])).sum(2)
@@ -287,7 +291,9 @@ def loss(
     """Mean over words of the negative log-likelihood, smoothed, and of that of the places to copy from.
 
     Args:
-        words, copies, source: see ``spread``.
+        words: see ``spread``.
+        copies: see there.
+        source: see there.
         wanted: int64 [n, a], PAD after the end.
         right: float32 [n, a, m], 1 at the places that each word should be copied from; none for what is generated.
         smoothing: share of the target that is spread over all words.
@@ -302,5 +308,3 @@ def loss(
         placed = -(copies * right).sum(2).clamp(min=1e-8).log()
         total = total + spots * placed[copied].mean()
     return total
-
-

@@ -94,7 +94,7 @@ class Figures:
 
 
 @torch.no_grad()
-def judge(decoder: FusionDecoder, batches: Sequence[Batch], settings: FusionSettings) -> Figures:
+def judge(decoder: FusionDecoder, batches: Sequence[Batch]) -> Figures:
     """See ``Figures``."""
     decoder.eval()
     right, unknown, silent, losses = [], [], [], []
@@ -173,7 +173,7 @@ class _Training:
             self.standing.step = step + 1
             looks = self.standing.step % settings.evaluate_every == 0 or self.standing.step == settings.steps
             if looks:
-                found = judge(self.decoder, held_out, settings)
+                found = judge(self.decoder, held_out)
                 self._keep_if_best(found.loss)
                 figures |= {"held_out": found.loss, "exact": found.exact, "abstains": found.abstains}
                 figures["false_abstention"] = found.false_abstention

@@ -97,10 +97,10 @@ def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], di
     for passage in passages:
         told = _pieces(tokenizer, passage.text)[: LONGEST_BLOCK - len(asked) - 1]
         known = {word for _, word in told if word}
-        tokens = [*(token for token, _ in asked), SEPARATOR, *(token for token, _ in told)]
-        roles = [ASKED_FOUND if word in known else ASKED for _, word in asked] + [ASKED]
-        blocks.append((tokens, roles + [TOLD_ASKED if word in words else TOLD for _, word in told]))
-    longest = max(len(tokens) for tokens, _ in blocks)
+        block = [*(token for token, _ in asked), SEPARATOR, *(token for token, _ in told)]
+        parts = [ASKED_FOUND if word in known else ASKED for _, word in asked] + [ASKED]
+        blocks.append((block, parts + [TOLD_ASKED if word in words else TOLD for _, word in told]))
+    longest = max(len(block) for block, _ in blocks)
     tokens = np.full((len(blocks), longest), PAD, np.int64)
     roles = np.full((len(blocks), longest), EMPTY, np.int64)
     for row, (own, theirs) in enumerate(blocks):

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from edge_ravlm.runtime.fusion.layout import Passage
 from edge_ravlm.runtime.memory import Memory, Where
 
+TOLD, EXPLAINED = 2, 3
+"""Entries that a question brings by its words, and that the second hop brings. Few: each costs reading time."""
+
 Vector = NDArray[np.float32]
 
 
@@ -39,7 +42,7 @@ class Retriever:
     Args:
         memory: where to look.
         text: the encoder of its texts.
-        most: entries that each way of searching brings, at most.
+        most: entries that a picture brings, and a question without one.
     """
 
     def __init__(self, memory: Memory, text: Sentences, most: int) -> None:
@@ -55,7 +58,7 @@ class Retriever:
         """
         query = self._text.embed_question(question)
         seen = [] if picture is None else self._memory.search("image", picture, self._most, scope)
-        told = self._memory.search("text", query, self._most, scope)
+        told = self._memory.search("text", query, self._most if picture is None else TOLD, scope)
         return self._found(list(dict.fromkeys(hit.id for hit in (*seen, *told))), picture, query)
 
     def second_hop(self, question: str, picture: Vector | None, scope: Where, found: Sequence[Found]) -> list[Found]:
@@ -64,8 +67,8 @@ class Retriever:
             return []
         query = self._text.embed([f"{question} {found[0].passage.text}"])[0]
         known = {one.id for one in found}
-        hits = self._memory.search("text", query, self._most + len(known), scope)
-        new = self._found([hit.id for hit in hits if hit.id not in known][: self._most], picture, query)
+        hits = self._memory.search("text", query, EXPLAINED + len(known), scope)
+        new = self._found([hit.id for hit in hits if hit.id not in known][:EXPLAINED], picture, query)
         return [replace(one, passage=replace(one.passage, second_hop=True)) for one in new]
 
     def _found(self, ids: list[int], picture: Vector | None, query: Vector) -> list[Found]:

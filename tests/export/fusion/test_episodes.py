@@ -1,0 +1,87 @@
+"""Episodes: the answer stands where they say, and nowhere once it is removed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from edge_ravlm.export.fusion.bank import Bank
+from edge_ravlm.export.fusion.episodes import Batch, Episode, Episodes, collated
+from edge_ravlm.runtime.fusion.layout import END, NONE, PAD
+from tests.export.fusion.conftest import DIM, texts
+
+pytestmark = pytest.mark.export
+
+DRAWN = 400
+
+
+@pytest.fixture(scope="module")
+def drawn(episodes: Episodes) -> list[Episode]:
+    return [episodes.draw(np.random.default_rng(seed)) for seed in range(DRAWN)]
+
+
+@pytest.fixture(scope="module")
+def batch(drawn: list[Episode], tokenizer: Tokenizer) -> Batch:
+    return collated(drawn, tokenizer, texts, DIM, 24)
+
+
+def test_equal_seeds_draw_equal_episodes(episodes: Episodes):
+    one, other = (episodes.draw(np.random.default_rng(3)) for _ in range(2))
+    assert (one.question, one.answer, one.gold, one.fact) == (other.question, other.answer, other.gold, other.fact)
+    assert [passage.text for passage in one.passages] == [passage.text for passage in other.passages]
+
+
+def test_every_kind_of_episode_comes(drawn: list[Episode]):
+    wanted = {"reading", "removed", "silent", "code", "one hop", "two hops", "unexplained", "picture"}
+    assert wanted <= set(Counter(episode.kind for episode in drawn))
+
+
+def test_the_right_entry_says_the_answer(drawn: list[Episode]):
+    for episode in drawn:
+        if episode.gold is not None:
+            text = episode.passages[episode.gold].text.casefold()
+            assert episode.answer is not None
+            assert episode.fact.casefold() in text
+            assert episode.answer.casefold() in episode.fact.casefold()
+
+
+def test_what_was_removed_is_not_told(bank: Bank, episodes: Episodes):
+    for seed in range(100):
+        _, cosines, _, _ = episodes._near(bank, 2, np.random.default_rng(seed), True)
+        rows = episodes._near(bank, 2, np.random.default_rng(seed), True)[0]
+        assert 2 not in rows
+        assert len(rows) == len(cosines)
+
+
+def test_the_second_hop_is_compared_with_what_the_first_one_found(drawn: list[Episode]):
+    hopped = [episode for episode in drawn if episode.kind == "two hops"]
+    for episode in hopped:
+        assert episode.gold is not None
+        assert episode.passages[episode.gold].second_hop
+        assert any(p.text in episode.query and not p.second_hop for p in episode.passages)
+
+
+def test_copying_from_the_right_places_gives_the_answer(drawn: list[Episode], batch: Batch, tokenizer: Tokenizer):
+    copied = 0
+    for row, episode in enumerate(drawn):
+        wanted = [int(word) for word in batch.wanted[row] if word != PAD]
+        if episode.answer is None:
+            assert wanted == [NONE, END]
+            continue
+        assert tokenizer.decode(wanted[:-1]).strip().casefold() == episode.answer.casefold()
+        places = batch.right[row].argmax(1)
+        for word, place, mark in zip(wanted, places.tolist(), batch.right[row].amax(1).tolist(), strict=False):
+            assert not mark or int(batch.source[row, place]) == word
+            copied += int(mark)
+    assert copied > DRAWN
+
+
+def test_copies_go_on_after_the_word_before(drawn: list[Episode], batch: Batch):
+    for row, episode in enumerate(drawn):
+        if episode.gold is not None and batch.right[row, 1].any():
+            place = int(batch.right[row, 1].argmax())
+            assert batch.continues[row, 1, place, 0] == 1
+            assert batch.right[row, 0].argmax() == place - 1
