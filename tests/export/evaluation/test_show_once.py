@@ -16,7 +16,7 @@ from .conftest import SHOWING, Fake, copied, read, silent, subject
 
 pytestmark = pytest.mark.export
 
-EXTENT = Extent(scenes=12, others=10, questions=24, hops=4, pictures=2)
+EXTENT = Extent(scenes=4, others=10, questions=8, hops=4, pictures=2)
 
 
 def judged(of: Subject) -> Outcome:
@@ -33,7 +33,7 @@ def test_sharp_eyes_find_everything_and_nothing_is_read_without_a_decoder(worded
     }
     assert outcome.floors["show_once_recall1_heldout"] == 0.1
     assert outcome.floors["show_once_recall5_heldout"] == 0.5
-    assert outcome.counts == {"scenes_heldout": 24, "scenes_seen": 2}
+    assert outcome.counts == {"scenes_heldout": 8, "scenes_seen": 2}
     assert outcome.remarks == [UNREAD]
     assert outcome.confidences is None
 
@@ -56,11 +56,16 @@ def test_one_who_reads_well_gets_everything(worded: None) -> None:
     expected |= dict.fromkeys(("end_to_end_heldout", "f1", "one_hop", "two_hop"), 1.0)
     expected |= dict.fromkeys(("false_abstention", "end_to_end_no_memory", "question_only", "ece"), 0.0)
     assert {name: outcome.figures[name] for name in expected} == expected
-    assert outcome.figures["bleu_describe"] == pytest.approx(1)
-    # 24 right answers, surely, then 24 that nothing answers, all of equal confidence.
-    assert outcome.figures["aurc"] == pytest.approx(np.mean([*[0] * 24, *(k / (24 + k) for k in range(1, 25))]))
-    assert outcome.figures["decode_ms_p50"] == 24
-    assert outcome.counts["questions"] == 24
+    # 8 right answers, surely, then 8 that nothing answers, all of equal confidence.
+    assert outcome.figures["aurc"] == pytest.approx(np.mean([*[0] * 8, *(k / (8 + k) for k in range(1, 9))]))
+    assert outcome.figures["decode_ms_p50"] == 8
+    assert outcome.counts["questions"] == 8
+
+
+def test_descriptions_are_scored_where_they_are_asked_for(worded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show_once, "CAPTIONED", 1.0)
+    assert judged(subject(Fake(read))).figures["bleu_describe"] == pytest.approx(1)
+    assert judged(subject(Fake(lambda episode: "something else"))).figures["bleu_describe"] == 0
 
 
 def test_the_second_search_is_what_finds_the_explanation(worded: None) -> None:
@@ -74,7 +79,7 @@ def test_the_second_search_is_what_finds_the_explanation(worded: None) -> None:
 def test_one_who_always_abstains_is_right_only_where_nothing_answers(worded: None) -> None:
     figures = judged(subject(Fake(lambda episode: None))).figures
     assert figures["abstains_when_removed"] == figures["false_abstention"] == 1
-    for name in ("reading_accuracy", "follows_edit", "end_to_end_heldout", "f1", "two_hop", "bleu_describe", "ece"):
+    for name in ("reading_accuracy", "follows_edit", "end_to_end_heldout", "f1", "two_hop", "ece"):
         assert figures[name] == 0
     assert figures["aurc"] == 1
 
@@ -91,7 +96,7 @@ def test_one_who_copies_passage_1_follows_edits_and_never_abstains(
         assert figures[name] == 1
     for name in ("abstains_when_removed", "false_abstention", "end_to_end_no_memory"):
         assert figures[name] == 0
-    # As sure as can be of 24 right answers and of 24 wrong ones.
+    # As sure as can be of 8 right answers and of 8 wrong ones.
     assert figures["aurc"] == figures["ece"] == 0.5
 
 
