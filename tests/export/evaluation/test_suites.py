@@ -33,7 +33,12 @@ def shapes(tmp_path: Path) -> EasyVqa:
     """Two test pictures, tones 10 and 20, and a training part that mostly says yes."""
     for tone in (10, 20):
         cv2.imwrite(str(tmp_path / f"{tone}.png"), np.full((8, 8, 3), tone, np.uint8))
-    rows = [(10, "is it dark?", "yes"), (20, "is it dark?", "no"), (20, "what is it?", "grey"), (10, "what is it?", "yes")]
+    rows = [
+        (10, "is it dark?", "yes"),
+        (20, "is it dark?", "no"),
+        (20, "what is it?", "grey"),
+        (10, "what is it?", "yes"),
+    ]
     held_out = tuple(Question(tmp_path / f"{tone}.png", text, answer) for tone, text, answer in rows)
     train = (*(Question(tmp_path / "10.png", "is it dark?", "yes"),) * 3, Question(tmp_path / "20.png", "?", "no"))
     return EasyVqa(train, held_out, ("yes", "no", "grey"))
@@ -105,7 +110,10 @@ def test_the_report_has_every_figure_and_its_plots() -> None:
     plain = msgspec.json.decode(files["report.json"])
     assert (plain["follows_edit"], plain["counts"], plain["setting"]) == (0.5, {"questions": 200}, {"quick": True})
     page = files["report.md"].decode()
-    assert "| show_once_recall1_heldout | 0.7500 | 0.0010 | the thing shown once is the nearest picture (heldout) |" in page
+    assert (
+        "| show_once_recall1_heldout | 0.7500 | 0.0010 | the thing shown once is the nearest picture (heldout) |"
+        in page
+    )
     assert "Something was left out." in page
     for name in ("floors.png", "risk_coverage.png", "reliability.png"):
         assert f"({name})" in page
