@@ -372,7 +372,7 @@ def small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     def disc() -> np.ndarray:
         return np.dstack([rng.integers(0, 256, (24, 24, 3)), np.full((24, 24), 255)]).astype(np.uint8)
 
-    known = [named(f"warning--m-{n}--g{d}", disc()) for n in range(154) for d in (1,)]
+    known = [named(f"warning--m-{n}--g1", disc()) for n in range(154)]
     pieces = [
         Piece(f"T#{n}", disc(), f"thing {'abcdefgh'[n % 8]}", "Kitchen", (), 10, 20, 30, "Ada", "CC0-1.0")
         for n in range(12)
