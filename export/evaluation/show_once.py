@@ -211,6 +211,8 @@ def _ranked(
 ) -> tuple[dict[str, float], dict[str, int]]:
     figures: dict[str, float] = {}
     for name, seen in views.items():
+        if not seen:
+            continue
         orders = on_all_cores(lambda view: shelf.ranked(view.look), seen, bar, f"searching: {name}")
         ranks = np.array([order.index(view.row) for view, order in zip(seen, orders, strict=True)])
         figures |= {f"show_once_recall{k}_{name}": float((ranks < k).mean()) for k in (1, 5)}
