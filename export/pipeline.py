@@ -308,7 +308,9 @@ class _Job:
             return np.concatenate([one[0] for one in seen]), np.concatenate([one[1] for one in seen])
 
         try:
-            return making.make(self.recipe.fusion, look, self.embed_texts, self.work / "fusion", self.bar)
+            return making.make(
+                self.recipe.fusion, look, self.embed_texts, self.recipe.seed, self.work / "fusion", self.bar
+            )
         finally:
             session.close()
 

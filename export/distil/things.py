@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.data.composites import composite, worn
@@ -33,6 +34,23 @@ class Share:
     weight: float = 1.0
     mirrored: bool = True
     together: int = 1
+
+
+def parted(
+    count: int, row: int, seed: int, held_out: float = 0.1, most: int = 48
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which things of a data set of ``count`` are kept and which are learnt; see ``ThingScenes``.
+
+    Args:
+        count: things.
+        row: of the data set among the shares.
+        seed: of the choice.
+        held_out: share that is kept.
+        most: that are kept, at most.
+    """
+    order = np.random.default_rng((seed, row)).permutation(count)
+    number = min(most, max(1, round(count * held_out)))
+    return order[:number], np.sort(order[number:])
 
 
 class ThingScenes:
@@ -72,10 +90,8 @@ class ThingScenes:
         if not counts or min(counts) < 2:
             raise DataError("things", expected="two of every data set or more", got=f"{counts}", do="give more things")
         self._first = np.cumsum([0, *counts])
-        orders = [np.random.default_rng((seed, row)).permutation(count) for row, count in enumerate(counts)]
-        numbers = [min(most, max(1, round(len(order) * held_out))) for order in orders]
-        self.kept = [order[:number] for order, number in zip(orders, numbers, strict=True)]
-        self.learnt = [np.sort(order[number:]) for order, number in zip(orders, numbers, strict=True)]
+        parts = [parted(count, row, seed, held_out, most) for row, count in enumerate(counts)]
+        self.kept, self.learnt = ([part[side] for part in parts] for side in (0, 1))
 
     def batch(self, step: int, rank: int, size: int) -> Batch:
         """See ``Pictures``."""

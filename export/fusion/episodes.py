@@ -30,6 +30,7 @@ from edge_ravlm.runtime.fusion.layout import (
     continues,
     lay_out,
 )
+from edge_ravlm.runtime.fusion.retrieval import overlaps
 
 Texts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds texts: float32 [n, d] of unit length."""
@@ -170,7 +171,15 @@ class Episodes:
         others = [row for row in range(len(pairs)) if row != gold]
         chosen = [int(row) for row in rng.permutation(others)[: _EXPLAINED - (kind == "two hops")]]
         rows = [int(row) for row in rng.permutation([*chosen, *([gold] if kind == "two hops" else [])])]
-        passages += [Passage(pairs[row].explained, second_hop=True) for row in rows]
+        # What is rare shows among many: more explanations than are brought.
+        strangers = rng.integers(len(bank.things), size=int(rng.integers(3, 24)))
+        others_told = [
+            questions.hops(self._facts(bank, int(row), rng)[0].answer or "", rng, self._half, its).explained
+            for row in strangers
+        ]
+        told = [pairs[row].explained for row in rows]
+        shared = overlaps(mine.shown, [*told, *others_told])
+        passages += [Passage(text, second_hop=True, overlap=share) for text, share in zip(told, shared, strict=False)]
         place = len(pairs) + rows.index(gold) if kind == "two hops" else None
         return Episode(
             mine.question,
@@ -179,7 +188,7 @@ class Episodes:
             mine.answer if place is not None else None,
             place,
             mine.explained if place is not None else "",
-            f"{mine.question} {mine.shown}",
+            mine.shown,
             kind,
         )
 
@@ -239,7 +248,7 @@ class Episodes:
         at = rng.integers(views, size=len(rows))
         at[rows == thing] = kept
         vectors = bank.embeddings[rows, at].astype(np.float32)
-        query = bank.embeddings[thing, asked].astype(np.float32)
+        query = _blurred(bank.embeddings[thing, asked].astype(np.float32), rng)
         cosines = vectors @ query
         best = np.argsort(-cosines)[: int(rng.integers(3, _SEEN + 1))]
         rest = np.setdiff1d(np.arange(len(rows)), best)
@@ -384,6 +393,15 @@ def _copied(episode: Episode, tokenizer: Tokenizer, gold: int) -> list[tuple[int
     while found and not text[encoding.offsets[found[0][1]][0] : encoding.offsets[found[0][1]][1]].strip():
         found = found[1:]  # the space before a number is a piece of its own
     return found if found and found[-1][1] + asked < LONGEST_BLOCK else None
+
+
+def _blurred(query: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Half of the time further from everything: the encoder knows the things that it was trained on best."""
+    if rng.random() < 0.5:
+        return query
+    noise = rng.standard_normal(len(query)).astype(np.float32)
+    moved = query + noise * (rng.uniform(0, 0.8) / np.linalg.norm(noise))
+    return np.asarray(moved / np.linalg.norm(moved), np.float32)
 
 
 def _favoured(facts: Sequence[Asked], rng: np.random.Generator) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -64,10 +65,11 @@ def with_small_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     Seven bits are used: full ones overflow in the 16-bit sums of CPUs without VNNI.
     """
     with tempfile.TemporaryDirectory() as folder:
-        plain, small = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "small"))
+        plain, ready, small = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "small"))
         onnx.save(model, plain)
+        quant_pre_process(plain, ready, skip_symbolic_shape=True)  # weights lie as they are multiplied
         quantize_dynamic(
-            plain,
+            ready,
             small,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             per_channel=True,

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.data import corpus, datasets
+from edge_ravlm.export.distil.things import parted
 from edge_ravlm.export.fusion import training
 from edge_ravlm.export.fusion.bank import Bank, Look, make_bank, see
 from edge_ravlm.export.fusion.episodes import Batch, Episodes, Texts, Told, collated
@@ -39,7 +40,7 @@ PACKAGES = ("mapillary-signs", "sweethome3d-furniture", "sweethome3d", "plasma-w
 """What it learns from beside the encoder's pictures; by their names in ``packages.toml``."""
 
 _HELD_OUT = 0.08
-"""Share of the things that the decoder does not learn from, to stop and to set its constants by."""
+"""Share of easy-VQA's training pictures that the decoder does not learn from, to stop by."""
 
 _TOKENIZED, _READ = 4_000, 20_000
 """Episodes and sentences of the corpus that the tokenizer is learnt from."""
@@ -86,13 +87,14 @@ class Made:
     figures: FusionFigures
 
 
-def make(settings: FusionSettings, look: Look, texts: Texts, work: Path, bar: Bar) -> Made:
+def make(settings: FusionSettings, look: Look, texts: Texts, encoder_seed: int, work: Path, bar: Bar) -> Made:
     """Train a decoder for an encoder; goes on where an interrupted call stopped.
 
     Args:
         settings: of the recipe.
         look: the image encoder that ships.
         texts: the text encoder that ships.
+        encoder_seed: that the image encoder's training chose its kept things with (``distil.things``).
         work: folder for what takes minutes.
         bar: opens progress bars.
 
@@ -101,7 +103,7 @@ def make(settings: FusionSettings, look: Look, texts: Texts, work: Path, bar: Ba
         StorageError: the disk refused.
     """
     work.mkdir(parents=True, exist_ok=True)
-    learnt, held_out = _episodes(settings, look, work, bar)
+    learnt, held_out = _episodes(settings, look, encoder_seed, work, bar)
     tokenizer = _tokenizer(settings, learnt, work, bar)
     torch.manual_seed(settings.seed)
     decoder = FusionDecoder(_shape(settings, tokenizer, learnt))
@@ -239,16 +241,18 @@ def _shape(settings: FusionSettings, tokenizer: Tokenizer, episodes: Episodes) -
     )
 
 
-def _episodes(settings: FusionSettings, look: Look, work: Path, bar: Bar) -> tuple[Episodes, Episodes]:
+def _episodes(
+    settings: FusionSettings, look: Look, encoder_seed: int, work: Path, bar: Bar
+) -> tuple[Episodes, Episodes]:
     """To learn, and of other things to look at."""
     parts = {"traffic": datasets.traffic().train, "home": datasets.home().train}
     learnt, held_out = [], []
-    for (name, part), weight in zip(parts.items(), (0.6, 0.4), strict=True):
+    for row, ((name, part), weight) in enumerate(zip(parts.items(), (0.6, 0.4), strict=True)):
         bank = _bank(part, name, settings, look, work, bar)
-        order = np.random.default_rng(settings.seed).permutation(len(bank.things)).tolist()
-        count = round(len(order) * _HELD_OUT)
-        held_out.append((bank.part(order[:count]), weight))
-        learnt.append((bank.part(order[count:]), weight))
+        # What the encoder kept for looking too: how sure it is of things that it never saw is what has to be known.
+        kept, others = parted(len(bank.things), row, encoder_seed)
+        held_out.append((bank.part(kept.tolist()), weight))
+        learnt.append((bank.part(others.tolist()), weight))
     told, other = _told(look, work, bar)
     return Episodes(learnt, told), Episodes(held_out, other)
 

@@ -27,7 +27,17 @@ its word in the question. What is spelt alike is seen at once and need not be le
 
 ROLES = 5
 
-FEATURES = ("pictured", "image_cosine", "image_lead", "nearest_image", "text_cosine", "nearest_text", "second_hop")
+FEATURES = (
+    "pictured",
+    "image_cosine",
+    "image_lead",
+    "nearest_image",
+    "text_cosine",
+    "nearest_text",
+    "second_hop",
+    "overlap",
+    "most_overlap",
+)
 """What is known of a block beside its tokens. ``image_lead`` is the cosine minus the best other entry's."""
 
 LONGEST_QUESTION, LONGEST_BLOCK = 32, 96
@@ -46,6 +56,7 @@ class Passage:
         product: float32 [dim], its image embedding times the picture's, number by number; None without a picture.
         text_cosine: of its text to the question, or to the finding that the second hop asked with.
         second_hop: whether it was found by what the first hop had found.
+        overlap: share of that finding's words that it repeats, rare ones counting more (``retrieval.overlaps``).
     """
 
     text: str
@@ -53,6 +64,7 @@ class Passage:
     product: NDArray[np.float32] | None = None
     text_cosine: float = 0.0
     second_hop: bool = False
+    overlap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,9 @@ def _features(passages: Sequence[Passage]) -> NDArray[np.float32]:
         rows[1:, 3] = pictured & (image == best[0])
     rows[1:, 0], rows[1:, 1], rows[1:, 4] = pictured, image, text
     rows[1:, 5] = text == text.max()
+    overlap = np.array([passage.overlap for passage in passages], np.float32)
     rows[1:, 6] = [passage.second_hop for passage in passages]
+    rows[1:, 7], rows[1:, 8] = overlap, (overlap == overlap.max()) & (overlap > 0)
     return rows
 
 

@@ -46,7 +46,7 @@ WORDS = sorted(
 
 PREFILL = """
 <ir_version: 10, opset_import: ["" : 18]>
-prefill (int64[b,t] tokens, int64[b,t] roles, float[b,7] features, float[b,256] products, float[1,c,d] cells)
+prefill (int64[b,t] tokens, int64[b,t] roles, float[b,9] features, float[b,256] products, float[1,c,d] cells)
   => (float[2,2,m,2] keys, float[2,2,m,2] values, float[m,4] pointers, float[m] mask)
 <int64[1] separator = {4}, int64[1] told_from = {3}, int64[1] pad = {0}, int64[4] shift = {0, 1, 0, -1},
  int64[1] i1 = {1}, int64[1] i4 = {4}, int64[1] i6 = {6}, int64[1] flat = {-1}, int64[1] two = {2},

@@ -109,7 +109,9 @@ def lesson(episodes: Episodes, bank: Bank, tokenizer: Tokenizer) -> Lesson:
 def test_it_learns_to_read_words_that_it_never_saw(lesson: Lesson, tokenizer: Tokenizer, tmp_path: Path):
     decoder = train(made(tokenizer), lesson, SETTINGS, tmp_path)
     unseen = [
-        collated([lesson.held_out.draw(np.random.default_rng((7, seed))) for seed in range(64)], tokenizer, texts, DIM, 24)
+        collated(
+            [lesson.held_out.draw(np.random.default_rng((7, seed))) for seed in range(64)], tokenizer, texts, DIM, 24
+        )
     ]
     figures, before = judge(decoder, unseen), judge(made(tokenizer), unseen)
     assert before.exact < 0.05
