@@ -38,16 +38,35 @@ class Material:
     backgrounds: Sequence[Pixels]
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """A cut-out photograph or drawing with what its author says it shows.
+
+    Attributes:
+        pixels: uint8 [h, w, 4] BGRA.
+        caption: in English; empty where there is none.
+    """
+
+    pixels: Pixels
+    caption: str
+
+
+def stamps() -> tuple[list[Stamp], list[Stamp]]:
+    """The training half and the held-out half; fetches the package when it is not cached."""
+    found = list(_with_alpha(p for p in sorted(fetch("tuxpaint-stamps").rglob("*.png")) if "_mirror" not in p.stem))
+    order = np.random.default_rng(0).permutation(len(found))
+    half = len(found) // 2
+    return [found[i] for i in order[:half]], [found[i] for i in order[half:]]
+
+
 def material() -> tuple[Material, Material]:
     """The training half and the held-out half; fetches the packages when they are not cached."""
-    stamps = _cut_outs(fetch("tuxpaint-stamps"))
-    order = np.random.default_rng(0).permutation(len(stamps))
-    half = len(stamps) // 2
+    train, unseen = ([stamp.pixels for stamp in half] for half in stamps())
     wallpapers = [*_photos(fetch("mate-backgrounds"), "nature"), *_photos(fetch("lomiri-wallpapers"))]
     held_out = [p for p in _photos(fetch("opencv-doc")) if p.stem in _HELD_OUT_PHOTOS]
     return (
-        Material([stamps[i] for i in order[:half]], [_small(p) for p in wallpapers]),
-        Material([stamps[i] for i in order[half:]], [_small(p) for p in held_out]),
+        Material(train, [_small(p) for p in wallpapers]),
+        Material(unseen, [_small(p) for p in held_out]),
     )
 
 
@@ -112,14 +131,15 @@ def _small(path: Path) -> Pixels:
     return at_most(np.asarray(cv2.imread(str(path)), np.uint8), PHOTO_SIDE)
 
 
-def _cut_outs(folder: Path) -> list[Pixels]:
-    return list(_with_alpha(p for p in sorted(folder.rglob("*.png")) if "_mirror" not in p.stem))
-
-
-def _with_alpha(paths: Iterator[Path]) -> Iterator[Pixels]:
+def _with_alpha(paths: Iterator[Path]) -> Iterator[Stamp]:
     for path in paths:
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         if picture is not None and picture.ndim == 3 and picture.shape[2] == 4:
             alpha = picture[..., 3]
             if 0.05 < np.mean(alpha > 0) < 0.95:
-                yield np.asarray(picture, np.uint8)
+                yield Stamp(np.asarray(picture, np.uint8), _caption(path.with_suffix(".txt")))
+
+
+def _caption(path: Path) -> str:
+    """Its first line; the others are translations."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].strip() if path.is_file() else ""
