@@ -64,7 +64,9 @@ def class_texts() -> list[dict[str, float]]:
     for number, name in enumerate(names):
         offset = synsets[str(number)].removeprefix("n")
         if offset not in words:
-            raise DataError(f"class '{name}'", expected=f"noun {offset} in WordNet 3.0", got="none", do="fetch it again")
+            raise DataError(
+                f"class '{name}'", expected=f"noun {offset} in WordNet 3.0", got="none", do="fetch it again"
+            )
         texts = {name: 1.0}
         for step, word in enumerate(_above(offset, words), 1):
             if word not in _VAGUE:
