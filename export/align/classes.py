@@ -30,8 +30,22 @@ _STEPS, _FADING = 5, 0.5
 _TEMPERATURE = 1.5
 _WHITENING, _FLOOR = 0.25, 5e-4
 _VAGUE = frozenset(
-    "artifact chordate device entity instrumentality matter object organism placental solid unit vertebrate whole".split()
-) | {"living thing", "physical entity"}
+    {
+        *(
+            "artifact",
+            "chordate",
+            "device",
+            "entity",
+            "instrumentality",
+            "living thing",
+            "matter",
+            "object",
+            "organism",
+        ),
+        *("physical entity", "placental", "solid", "unit", "vertebrate", "whole"),
+    }
+)
+"""What WordNet files too much under to be of any help."""
 
 
 class Classifier(nn.Module):

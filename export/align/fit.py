@@ -1,8 +1,8 @@
 """Fitting the meaning head on cut-outs with words, and on what an ImageNet classifier sees in them.
 
-Two losses: pictures and their texts find each other within a batch (InfoNCE, van den Oord et al. 2018, arXiv:1807.03748,
-in both directions as in CLIP, Radford et al. 2021, arXiv:2103.00020), and the head points where ConSE does
-(``classes``). Encoder and text student stay as they are.
+Two losses: pictures and their texts find each other within a batch (InfoNCE, van den Oord et al. 2018,
+arXiv:1807.03748, in both directions as in CLIP, Radford et al. 2021, arXiv:2103.00020), and the head points where
+ConSE does (``classes``). Encoder and text student stay as they are.
 """
 
 from __future__ import annotations
