@@ -34,7 +34,7 @@ from edge_ravlm.export.align.head import Meaning, with_meaning
 from edge_ravlm.export.data import captioned, corpus
 from edge_ravlm.export.data.scenes import material
 from edge_ravlm.export.distil import distil, whitened
-from edge_ravlm.export.images import Gathered, fingerprint, gather
+from edge_ravlm.export.images import SCENE_PACKAGES, Gathered, fingerprint, gather
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import image_graph, picture_graph, teacher_graph
 from edge_ravlm.export.quantize import quantizer
@@ -469,7 +469,7 @@ class _Job:
         texts = (package_source("minilm-l6"), package_source("wiki-summaries"), package_source("wordfreq"))
         teacher = self.teacher.sources if self.teacher is not None else ()
         aligned = [name for source in self.recipe.align.sources for name in captioned.PACKAGES[source]]
-        known = map(package_source, [*aligned, *classes.PACKAGES] if aligned else ())
+        known = map(package_source, [*aligned, *classes.PACKAGES, *SCENE_PACKAGES] if aligned else ())
         every = (*self.kind.sources, *teacher, *texts, *self.gathered.sources, *known)
         return tuple(dict.fromkeys(every))
 
