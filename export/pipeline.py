@@ -313,7 +313,8 @@ class _Job:
                     calibrations=calibrations(name, self.recipe.quantize.calibration),
                 )
             if self.meaning is not None:
-                quantized = with_meaning(quantized, self.meaning, int8=True)
+                # Bytes as weights of a floating-point product are ONNX Runtime's to unpack, not every engine's.
+                quantized = with_meaning(quantized, self.meaning, int8=name == BASE)
             found[flavor.image.file] = quantized.SerializeToString()
         return found
 

@@ -115,7 +115,7 @@ def clipart() -> Iterator[Captioned]:
             pixels = _rendered(svg)
         except (ValueError, DataError):  # what the renderer does not know, or nothing to see
             continue
-        if min(pixels.shape[:2]) >= _SMALLEST:
+        if pixels[..., 3].any() and min(pixels.shape[:2]) >= _SMALLEST:
             yield _captioned(pixels, [title, *(word for word in words if re.fullmatch(r"[a-z ]{3,}", word))])
 
 
