@@ -19,7 +19,7 @@ from edge_ravlm.export.pipeline import embed_texts
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import UNKNOWN
 from edge_ravlm.runtime.pipeline import Ravlm, load, open_memory
-from edge_ravlm.runtime.transfer import reembed
+from edge_ravlm.runtime.transfer import export_memory, import_rows, read_rows, reembed
 
 pytestmark = pytest.mark.export
 
@@ -110,6 +110,18 @@ def test_a_memory_of_a_bundle_without_the_head_goes_on(bundle: Bundle, tmp_path:
         assert newer.search(text="a red ball", k=1)[0].score > 0.9
     with load("starter", tmp_path / "old.memory", threads=1) as old:
         assert old.search(text="a birthday present", k=1)[0].id == known
+
+
+def test_pictures_of_which_nothing_was_said_are_exported_and_imported(ravlm: Ravlm, tmp_path: Path) -> None:
+    ravlm.memory.add([ravlm.entry(RED, ""), ravlm.entry(BLUE, "the view from the attic")])
+    assert export_memory(ravlm.memory, tmp_path / "list", lambda: None) == 2
+    rows, base = read_rows(tmp_path / "list")
+    with load("starter", threads=1) as without:
+        outcome = import_rows(without, rows, base, lambda: None)
+        assert (outcome.added, len(outcome.skipped)) == (1, 1)
+    ravlm.forget([entry.id for entry in ravlm.memory.entries()])
+    assert import_rows(ravlm, rows, base, lambda: None).added == 2
+    assert ravlm.search(text="a red ball", k=1)[0].text == ""
 
 
 def test_without_a_meaning_space_a_picture_needs_words_and_finds_none(tmp_path: Path) -> None:
