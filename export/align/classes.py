@@ -7,6 +7,7 @@ class is its name and, by half less each step, what WordNet files it under, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -93,7 +94,8 @@ def class_vectors(embed: Embed) -> Vectors:
     """Float32 [1000, dim] of unit length."""
     texts = class_texts()
     vectors = iter(embed([text for one in texts for text in one]))
-    return _unit(np.stack([sum(weight * next(vectors) for weight in one.values()) for one in texts]))
+    rows = [np.sum([weight * next(vectors) for weight in one.values()], axis=0) for one in texts]
+    return _unit(np.stack(rows))
 
 
 def seen(logits: Vectors, classes: Vectors) -> Vectors:
@@ -135,5 +137,5 @@ def _above(offset: str, words: Mapping[str, tuple[str, str]]) -> list[str]:
     return found
 
 
-def _unit(rows: NDArray[np.floating]) -> Vectors:
+def _unit(rows: NDArray[np.floating[Any]]) -> Vectors:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)

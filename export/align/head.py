@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,12 +23,9 @@ class Meaning(nn.Module):
     """Tokens pooled by attention, one hidden layer, a unit vector.
 
     Args:
-        channels: of a token.
+        query: float32 [channels] to pool by, the image student's own: the features that its embedding is made of.
         hidden: units of the hidden layer.
         dim: of the text space.
-
-    Attributes:
-        query: float32 [channels]; the image student's own.
     """
 
     query: Tensor
@@ -76,7 +74,7 @@ def with_meaning(model: onnx.ModelProto, head: Meaning, *, int8: bool) -> onnx.M
         helper.make_node("Gemm", ["meaning_hidden", "meaning.project", "meaning.project_bias"], ["meaning_point"]),
         *_unit("meaning_point", OUTPUT),
     ]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "meaning.query": head.query.numpy()[:, None],
         "meaning.cells": np.array([1]),
         "meaning.axis": np.array([1]),
