@@ -151,7 +151,7 @@ def fit(observed: Observed, query: Tensor, settings: AlignSettings, seed: int = 
             loss = contrast(points, texts, settings.temperature)
             loss = loss + settings.classes * (1 - (points * goals[rows]).sum(1)).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     with torch.no_grad():  # the head reads plain features from here on

@@ -20,7 +20,7 @@ from edge_ravlm.export.data.packages import fetch
 from edge_ravlm.export.data.qt_resources import read_resources
 from edge_ravlm.frames import Pixels
 
-LONGEST = 400
+LONGEST = 256
 """Pixels of the longer side; encoders see less."""
 
 _RENDERED, _SMALLEST = 256, 16
