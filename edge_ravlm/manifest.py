@@ -169,6 +169,7 @@ class Parity(_Strict, frozen=True):
         text_cosine_mean: of the quantized text embeddings to the full-precision ones.
         student_recall_retention: the shipped student's recall@1 over its teacher's; None without a teacher.
         student_speedup: the teacher's time over the shipped student's, one thread.
+        meaning_cosine_mean, meaning_cosine_p1: of the quantized ``meaning`` to the full-precision one; None without it.
         below_gate: whether it was let through by ``--allow-below-gate``.
         report: path of the full report in the bundle.
     """
@@ -187,6 +188,8 @@ class Parity(_Strict, frozen=True):
     student_speedup: float | None
     report: str
     below_gate: bool = False
+    meaning_cosine_mean: float | None = None
+    meaning_cosine_p1: float | None = None
 
 
 class Source(_Strict, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ def image_graph(student: ImageStudent, preprocess: Preprocess) -> onnx.ModelProt
     return model
 
 
+def picture_graph(module: nn.Module, side: int, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Any network over ``image`` uint8 [n, side, side, 3] as ONNX."""
+    return _traced(module.eval(), torch.zeros((2, side, side, 3), dtype=torch.uint8), outputs)
+
+
 def teacher_graph(teacher: ImageTeacher, preprocess: Preprocess) -> bytes:
     """A teacher as ONNX with the input ``image``, to time it as a user would run it."""
     example = torch.zeros((2, preprocess.height, preprocess.width, 3), dtype=torch.uint8)
@@ -51,14 +56,16 @@ class _Embedding(nn.Module):
         return self._teacher.embed(pixels)
 
 
-def _traced(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def _traced(
+    module: nn.Module, example: torch.Tensor, outputs: Sequence[str] = ("embedding", "tokens")
+) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)  # torch 2.13 warns of itself
         program = torch.onnx.export(
             module,
             (example,),
             input_names=["image"],
-            output_names=["embedding", "tokens"],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("n")},),
             opset_version=OPSET,
             dynamo=True,

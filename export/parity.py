@@ -46,6 +46,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         answer_agreement: at least.
         speedup_vs_fp32: at least, where the session can run here.
         text_cosine_mean: at least.
+        meaning_cosine_mean: at least, where the image model knows the text space.
         student_recall_retention: at least, where there is a teacher.
     """
 
@@ -57,6 +58,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer_agreement: float = 0.98
     speedup_vs_fp32: float = 1.0
     text_cosine_mean: float = 0.995
+    meaning_cosine_mean: float = 0.98
     student_recall_retention: float = 0.0
 
 
@@ -84,6 +86,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     text_cosine_mean: float
     student_recall_retention: float | None
     student_speedup: float | None
+    meaning_cosine_mean: float | None = None
+    meaning_cosine_p1: float | None = None
     spread: float
     spread_fp32: float
     cosines: list[float]
@@ -112,11 +116,13 @@ class Embedder:
         """One thread, so that the figures do not depend on the machine's load."""
         return open_session(self.model, self.spec, threads=1)
 
-    def __call__(self, pictures: Sequence[Pixels], advance: Callable[[], object] = lambda: None) -> Vectors:
-        """Float32 [n, dim]."""
+    def __call__(
+        self, pictures: Sequence[Pixels], advance: Callable[[], object] = lambda: None, output: str = "embedding"
+    ) -> Vectors:
+        """Float32 [n, dim] of an output."""
         session, rows = self.session(), []
         for pixels in prepared(pictures, self.preprocess):
-            rows.append(session.run({"image": pixels}, ("embedding",))[0][0])
+            rows.append(session.run({"image": pixels}, (output,))[0][0])
             advance()
         session.close()
         return np.asarray(rows, np.float32)
@@ -158,6 +164,7 @@ def judge(
     rules: Answering,
     teacher: Teacher | None = None,
     timed: bool = True,
+    meaning: bool = False,
 ) -> Figures:
     """Measure one flavour against full precision.
 
@@ -170,6 +177,7 @@ def judge(
         rules: for the answers that are compared.
         teacher: what the student was distilled from.
         timed: whether the shipped session is the one that will run; a stand-in's speed means nothing.
+        meaning: whether the models have that output.
     """
     fp32, int8 = look(original, judge_set), look(shipped, judge_set)
     base = int8 if reference is shipped else look(reference, judge_set)
@@ -182,6 +190,9 @@ def judge(
     if teacher is not None:
         recalls["teacher"] = recall(teacher.judged.memories, teacher.judged.queries, labels)
     cosines = cosine(fp32.all, int8.all)
+    meanings = None
+    if meaning:
+        meanings = cosine(*(embedder(judge_set.queries, output="meaning") for embedder in (original, shipped)))
     same = [
         answers(a, rules) == answers(b, rules)
         for a, b in zip(see(judge_set.tasks, original), see(judge_set.tasks, shipped), strict=True)
@@ -202,6 +213,8 @@ def judge(
             None if teacher is None else round(recalls["int8"]["1"] / max(1e-9, recalls["teacher"]["1"]), _ROUNDING)
         ),
         student_speedup=round(times["teacher"] / times["int8"], 3) if timed and "teacher" in times else None,
+        meaning_cosine_mean=None if meanings is None else round(float(meanings.mean()), _ROUNDING + 1),
+        meaning_cosine_p1=None if meanings is None else round(float(np.quantile(meanings, 0.01)), _ROUNDING + 1),
         spread=float(int8.all.std(0).mean()),
         spread_fp32=float(fp32.all.std(0).mean()),
         cosines=[round(float(c), 5) for c in cosines],

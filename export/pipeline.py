@@ -28,12 +28,16 @@ from tokenizers import Tokenizer
 from edge_ravlm.bundle import Bundle, write_bundle
 from edge_ravlm.errors import BundleError, needs_extra
 from edge_ravlm.export import answering, parity
-from edge_ravlm.export.data import corpus
+from edge_ravlm.export.align import classes
+from edge_ravlm.export.align.fit import fit, looking, observe
+from edge_ravlm.export.align.head import Meaning, with_meaning
+from edge_ravlm.export.data import captioned, corpus
+from edge_ravlm.export.data.scenes import material
 from edge_ravlm.export.distil import distil, whitened
 from edge_ravlm.export.fusion import making
-from edge_ravlm.export.images import Gathered, fingerprint, gather
+from edge_ravlm.export.images import SCENE_PACKAGES, Gathered, fingerprint, gather
 from edge_ravlm.export.judging import prepared
-from edge_ravlm.export.onnx_graph import image_graph, teacher_graph
+from edge_ravlm.export.onnx_graph import image_graph, picture_graph, teacher_graph
 from edge_ravlm.export.quantize import quantizer
 from edge_ravlm.export.quantize.candidates import calibrations
 from edge_ravlm.export.quantize.sensitivity import layer_gains
@@ -249,12 +253,43 @@ class _Job:
     def _own_sentences(self) -> list[str]:
         return corpus.read_sentences(self.base / self.recipe.text.corpus)
 
+    @cached_property
+    def meaning(self) -> Meaning | None:
+        """The head that puts pictures among texts; None where the recipe has no sources for it."""
+        wanted = self.recipe.align
+        if not wanted.sources:
+            return None
+        things, query = captioned.captioned(wanted.sources), self.student.query.detach()
+        shape = _square(classes.SIDE)
+        with (
+            self.bar("aligning pictures with texts", len(things)) as advance,
+            looking(self.encoder, self.preprocess, "tokens") as tokens,
+            looking(picture_graph(classes.Classifier(), classes.SIDE, ("logits",)), shape, "logits") as logits,
+        ):
+            observed = observe(
+                things,
+                material()[0].backgrounds,
+                query=query,
+                tokens=tokens,
+                logits=logits,
+                embed=self.text_student.embed,
+                views=wanted.views,
+                seed=self.recipe.seed,
+                advance=advance,
+            )
+        return fit(observed, query, wanted, self.recipe.seed)
+
     # -- what ships --------------------------------------------------------------------------------------------
 
     @cached_property
-    def original(self) -> onnx.ModelProto:
+    def encoder(self) -> onnx.ModelProto:
         """The image student in full precision."""
         return image_graph(self.student, self.preprocess)
+
+    @cached_property
+    def original(self) -> onnx.ModelProto:
+        """It with its meaning head, if it has one."""
+        return self.encoder if self.meaning is None else with_meaning(self.encoder, self.meaning, int8=False)
 
     @cached_property
     def flavors(self) -> dict[str, Flavor]:
@@ -277,12 +312,15 @@ class _Job:
         for name, flavor in self.flavors.items():
             with self.bar(f"quantizing for {name}", 2 * len(inputs)) as advance:
                 quantized = quantizer(name)(
-                    self.original,
+                    self.encoder,
                     inputs,
                     advance=advance,
                     keep_float=self.recipe.quantize.keep_float.get(name, ()),
                     calibrations=calibrations(name, self.recipe.quantize.calibration),
                 )
+            if self.meaning is not None:
+                # Bytes as weights of a floating-point product are ONNX Runtime's to unpack, not every engine's.
+                quantized = with_meaning(quantized, self.meaning, int8=name == BASE)
             found[flavor.image.file] = quantized.SerializeToString()
         return found
 
@@ -358,6 +396,7 @@ class _Job:
             rules=self.rules,
             teacher=self.teacher_view,
             timed=self.flavors[flavor].image.backend == "onnxruntime",
+            meaning=self.meaning is not None,
         )
         quality = answering.judge(
             answering.see(judging.tasks, shipped), answering.text_pairs(self.topics[1], self.embed_texts), self.rules
@@ -405,6 +444,7 @@ class _Job:
             calibration_sha256=fingerprint(self.gathered.calibration),
             sources=self.sources,
             engines=tuple(engine for engine, _ in engines),
+            meaning_space=None if self.meaning is None else self.meaning.space(self.image_space(), self.text_space()),
         )
         return files, manifest
 
@@ -459,8 +499,10 @@ class _Job:
         """Everything that the weights were made from."""
         texts = (package_source("minilm-l6"), package_source("wiki-summaries"), package_source("wordfreq"))
         teacher = self.teacher.sources if self.teacher is not None else ()
-        read = tuple(package_source(name) for name in making.PACKAGES) if self.recipe.fusion.steps else ()
-        every = (*self.kind.sources, *teacher, *texts, *self.gathered.sources, *read)
+        aligned = [name for source in self.recipe.align.sources for name in captioned.PACKAGES[source]]
+        names = [*aligned, *classes.PACKAGES, *SCENE_PACKAGES] if aligned else []
+        names += making.PACKAGES if self.recipe.fusion.steps else ()
+        every = (*self.kind.sources, *teacher, *texts, *self.gathered.sources, *map(package_source, names))
         return tuple(dict.fromkeys(every))
 
 

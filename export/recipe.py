@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_ravlm.errors import DataError
+from edge_ravlm.export.align.settings import AlignSettings
 from edge_ravlm.export.distil import DistilSettings
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.parity import Gate
@@ -114,6 +115,7 @@ class Recipe(_Strict, frozen=True):
     student: Student = Student()
     distil: DistilSettings = DistilSettings()
     text: Text = Text()
+    align: AlignSettings = AlignSettings()
     quantize: Quantization = Quantization()
     fusion: FusionSettings = FusionSettings()
     gate: Gate = Gate()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -128,7 +128,11 @@ class Ravlm:
         modality: str | None = None,
         at: float | None = None,
     ) -> NewEntry:
-        """What ``remember`` adds, for adding many at once; without a picture it is a text to be found by text."""
+        """What ``remember`` adds, for adding many at once; without a picture it is a text to be found by text.
+
+        In a bundle with a meaning space a picture's text may be empty: searches find it by what it shows, and no
+        answer is made from it.
+        """
         named = {REGION_TAG: region.name} if region is not None and region.name else {}
         entry = NewEntry(  # checks what it is given before a model sees it
             text=text,
@@ -138,9 +142,10 @@ class Ravlm:
             time=time.time() if at is None else at,
             flavor=self.flavor,
         )
-        if not text.strip():
+        untold = picture is not None and not text and self.bundle.manifest.meaning_space is not None
+        if not text.strip() and not untold:
             raise UsageError("memory text", expected="a sentence", got="an empty one", do="say what the picture shows")
-        vectors = {"text": self._text.embed([text])[0]}
+        vectors = {} if untold else {"text": self._text.embed([text])[0]}
         if picture is None:
             return replace(entry, vectors=vectors)
         pixels = self._image.preprocess(Frame.of(picture), region)
@@ -315,13 +320,30 @@ class Ravlm:
         region: Region | None = None,
         k: int = 10,
         where: Where | None = None,
+        of: Literal["image", "text"] = "image",
     ) -> list[Evidence]:
-        """The memories nearest to a text, to a picture, or to both (then by the mean of the two cosines)."""
-        queries: dict[str, Vector] = {}
+        """The memories nearest to a text, to a picture, or to both (then by the mean of the two cosines).
+
+        Where the bundle has a meaning space, a text finds pictures by what they show too, whatever was said of them:
+        the larger of the two cosines counts.
+
+        Args:
+            text: to be compared with what memories say and show.
+            picture: a Frame, or uint8 [h, w, 3] BGR.
+            region: the part of the picture to look at.
+            k: how many, at most.
+            where: which memories may be found.
+            of: what of the memories the picture is compared with: their pictures, or (in a bundle with a meaning
+                space) their texts.
+        """
+        queries: list[dict[str, Vector]] = []
         if text is not None:
-            queries["text"] = self._text.embed_question(check_question(text))
+            words = self._text.embed_question(check_question(text))
+            # A memory that was made without the field, and may not be written, has none.
+            queries.append({field: words for field in ("text", "meaning") if field in self.memory.spaces})
         if picture is not None:
-            queries["image"] = self._image.embed(self._image.preprocess(Frame.of(picture), region))
+            look = self._image.look(self._image.preprocess(Frame.of(picture), region))
+            queries.append({"image": look.embedding} if of == "image" else {"text": self._meaning(look)})
         if not queries or k < 1:
             raise UsageError(
                 "search",
@@ -331,26 +353,42 @@ class Ravlm:
             )
         return self._settled(lambda: self._nearest(queries, k, where or Where()))
 
-    def _nearest(self, queries: dict[str, Vector], k: int, where: Where) -> list[Evidence]:
+    def _meaning(self, look: Look) -> Vector:
+        if look.meaning is None:
+            raise UsageError(
+                "search of texts for a picture",
+                expected="a bundle whose image encoder knows the text space",
+                got=f"'{self.bundle.manifest.name}', whose manifest has no meaning_space",
+                do="export one with `align.sources` in its recipe, or search with a text",
+            )
+        return look.meaning
+
+    def _nearest(self, queries: Sequence[Mapping[str, Vector]], k: int, where: Where) -> list[Evidence]:
         scores = self._scores(queries, k, where)
         best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
         entries = self.memory.get([id_ for id_, _ in best])
         return [Evidence(entry.id, entry.text, score) for entry, (_, score) in zip(entries, best, strict=True)]
 
-    def _scores(self, queries: dict[str, Vector], k: int, where: Where) -> dict[int, float]:
+    def _scores(self, queries: Sequence[Mapping[str, Vector]], k: int, where: Where) -> dict[int, float]:
         if len(queries) == 1:
-            ((field, query),) = queries.items()
-            return {hit.id: hit.score for hit in self.memory.search(field, query, k, where)}
+            return self._cosines(queries[0], k, where)
         wide = max(4 * k, 64)
-        ids = {hit.id for field, query in queries.items() for hit in self.memory.search(field, query, wide, where)}
+        ids = frozenset(id_ for query in queries for id_ in self._cosines(query, wide, where))
         if not ids:
             return {}
-        only = Where(ids=frozenset(ids))
         sums = dict.fromkeys(ids, 0.0)  # an entry without one of the two counts zero for it
-        for field, query in queries.items():
-            for hit in self.memory.search(field, query, len(ids), only):
-                sums[hit.id] += hit.score / len(queries)
+        for query in queries:
+            for id_, score in self._cosines(query, len(ids), Where(ids=ids)).items():
+                sums[id_] += score / len(queries)
         return sums
+
+    def _cosines(self, query: Mapping[str, Vector], k: int, where: Where) -> dict[int, float]:
+        """The nearest entries of each field that the query is for; the largest cosine of an entry counts."""
+        found: dict[int, float] = {}
+        for field, vector in query.items():
+            for hit in self.memory.search(field, vector, k, where):
+                found[hit.id] = max(hit.score, found.get(hit.id, -1.0))
+        return found
 
 
 class _Scratch(Ravlm):

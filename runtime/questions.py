@@ -150,7 +150,9 @@ def with_neighbours(memory: Memory, topic: Topic, picture: Vector, rules: Answer
     """The topic plus this picture's nearest memories that are on it too."""
     hits = memory.search("image", picture, _IMAGE_ARM, topic.scope)
     near = [hit.id for hit in hits if hit.id not in topic.entries]
-    if topic.name is not None and near:
+    if topic.name is None:
+        near = [entry.id for entry in memory.get(near) if entry.text]  # a picture of which nothing is said has no say
+    elif near:
         hits = memory.search("text", topic.name, len(near), replace(topic.scope, ids=frozenset(near)))
         near = [hit.id for hit in hits if hit.score >= rules.sibling_floor]
     return _with(memory, topic, near, near)

@@ -29,7 +29,8 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One line of an import list.
 
     Attributes:
-        text: what the picture shows, or a fact when there is no picture.
+        text: what the picture shows (empty where nothing is said of it, which needs a bundle with a meaning space), or
+            a fact when there is no picture.
         image: path of the picture, relative to the list.
         answer, tags, modality, time: as in ``remember``; time in unix seconds.
     """
@@ -202,7 +203,7 @@ def _csv_rows(source: Path) -> Iterator[Row]:
 
 
 def _checked(row: Row) -> Row:
-    if not row.text.strip():
+    if not row.text.strip() and (row.text or row.image is None):  # a picture may be there for what it shows
         raise ValueError("an empty text")
     given = {name: value for name in ("modality", "time") if (value := getattr(row, name)) is not None}
     NewEntry(row.text, row.answer, row.tags, **given)  # refuses what the memory would

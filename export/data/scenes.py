@@ -45,10 +45,23 @@ class Stamp:
     Attributes:
         pixels: uint8 [h, w, 4] BGRA.
         caption: in English; empty where there is none.
+        folder: what the collection files it under, such as ``animals/birds``.
     """
 
     pixels: Pixels
     caption: str
+    folder: str = ""
+
+    @property
+    def is_photo(self) -> bool:
+        """Whether it is cut out of a photograph of a thing: no drawing, symbol, coin, house or sign."""
+        parts = self.folder.split("/")
+        return parts[0] in _PHOTOGRAPHED and "cartoon" not in parts
+
+
+_PHOTOGRAPHED = frozenset(
+    {"animals", "clothes", "food", "hobbies", "household", "medical", "plants", "sports", "vehicles"}
+)
 
 
 def stamps() -> tuple[list[Stamp], list[Stamp]]:
@@ -137,7 +150,8 @@ def _with_alpha(paths: Iterator[Path]) -> Iterator[Stamp]:
         if picture is not None and picture.ndim == 3 and picture.shape[2] == 4:
             alpha = picture[..., 3]
             if 0.05 < np.mean(alpha > 0) < 0.95:
-                yield Stamp(np.asarray(picture, np.uint8), _caption(path.with_suffix(".txt")))
+                folder = path.parent.as_posix().partition("/tuxpaint/stamps/")[2]
+                yield Stamp(np.asarray(picture, np.uint8), _caption(path.with_suffix(".txt")), folder)
 
 
 def _caption(path: Path) -> str:

