@@ -11,7 +11,15 @@ import pytest
 
 from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data.scenes import Material
-from edge_ravlm.export.distil import Batch, ComposedScenes, DistilSettings, FolderPictures, Pictures
+from edge_ravlm.export.distil import (
+    Batch,
+    ComposedScenes,
+    DistilSettings,
+    FolderPictures,
+    Pictures,
+    Share,
+    ThingScenes,
+)
 from edge_ravlm.export.distil.feed import Sides, feed
 from edge_ravlm.export.distil.pictures import NOTHING, augmented
 
@@ -36,9 +44,11 @@ def written(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-@pytest.fixture(params=["scenes", "folder"])
+@pytest.fixture(params=["scenes", "folder", "things"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Pictures]:
     paths = written(tmp_path, 20)
+    if request.param == "things":
+        return lambda seed: ThingScenes([Share(made_up()), Share(made_up(8), 0.5, mirrored=False)], seed=seed)
     return (lambda seed: ComposedScenes(made_up(), seed=seed)) if request.param == "scenes" else (
         lambda seed: FolderPictures(paths, seed=seed)
     )  # fmt: skip
@@ -158,8 +168,48 @@ def test_the_feed_keeps_the_order_and_resizes_for_both(tmp_path: Path, workers: 
     parts = [(step, 0) for step in range(6)]
     inputs = list(feed(pictures, Sides(student=32, teacher=48), parts, 2, workers))
     assert [(one.student.shape, one.teacher.shape) for one in inputs] == [((2, 32, 32, 3), (2, 48, 48, 3))] * 6
-    direct = [Sides(32, 48).inputs(pictures.batch(step, 0, 2)).student for step in range(6)]
+    direct = [Sides(32, 48).inputs(pictures.batch(step, 0, 2), step).student for step in range(6)]
     assert all(bool((one.student == other).all()) for one, other in zip(inputs, direct, strict=True))
+
+
+def test_a_student_may_begin_small_and_its_teacher_see_a_part_only():
+    sides = Sides(student=32, teacher=48, every=2, early=16, until=3)
+    batch = ComposedScenes(made_up()).batch(0, 0, 4)
+    assert sides.inputs(batch, 2).student.shape == (4, 16, 16, 3)
+    assert sides.inputs(batch, 3).student.shape == (4, 32, 32, 3)
+    whole = Sides(student=32, teacher=48).inputs(batch, 0)
+    assert bool((sides.inputs(batch, 3).teacher == whole.teacher[::2]).all())
+
+
+def test_things_of_two_data_sets_are_told_apart():
+    scenes = ThingScenes([Share(made_up(20)), Share(made_up(10))], views=0.0, held_out=0.2)
+    assert [len(kept) for kept in scenes.kept] == [4, 2]
+    shown = {thing for step in range(20) for thing in scenes.batch(step, 0, 16).things}
+    assert shown == {*scenes.learnt[0].tolist(), *(20 + scenes.learnt[1]).tolist()}
+    held = scenes.held_out()
+    assert set(held.things) == {*scenes.kept[0].tolist(), *(20 + scenes.kept[1]).tolist()}
+    assert len(held.pictures) == 6 * 4
+
+
+def test_an_empty_view_is_a_thing_of_its_own():
+    scenes = ThingScenes([Share(made_up())], views=1.0)
+    things = scenes.batch(0, 0, 8).things
+    assert things[::2] == things[1::2]
+    assert len(set(things)) == 4
+    assert not set(things) & set(scenes.batch(1, 0, 8).things)
+
+
+def test_what_looks_alike_comes_together():
+    scenes = ThingScenes([Share(made_up(40), together=4)], views=0.0)
+    places = {thing: place for place, thing in enumerate(scenes.learnt[0].tolist())}
+    for step in range(5):
+        found = [places[thing] for thing in scenes.batch(step, 0, 8).things[::2]]
+        assert [(place - found[0]) % len(places) for place in found] == [0, 1, 2, 3]
+
+
+def test_a_data_set_of_one_thing_is_refused():
+    with pytest.raises(DataError, match="two of every data set"):
+        ThingScenes([Share(made_up()), Share(made_up(1))])
 
 
 def test_a_fault_while_reading_ahead_reaches_the_reader(tmp_path: Path):

@@ -13,7 +13,7 @@ from edge_ravlm.export.onnx_graph import image_graph
 from edge_ravlm.export.quantize.cpu_u8 import quantize
 from edge_ravlm.export.students import STUDENTS, StudentKind
 from edge_ravlm.export.students.choose import choose_student
-from edge_ravlm.export.students.image import ImageStudent
+from edge_ravlm.export.students.image import ImageStudent, pooled
 from edge_ravlm.export.students.plain import PlainBackbone
 from edge_ravlm.export.students.whitening import fit_whitening
 from edge_ravlm.preprocess import Preprocess
@@ -70,6 +70,24 @@ def test_outputs_are_unit_vectors_and_one_token_a_cell():
     embedding, tokens = lived_in(80)(pictures(2, 80))
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
     assert tokens.shape == (2, 9, 24)  # 80 / 32, rounded up
+
+
+@torch.no_grad()
+def test_the_query_decides_which_cells_count():
+    tokens = torch.zeros(1, 3, 2)
+    tokens[0] = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    mean, found = pooled(tokens, torch.zeros(2)), pooled(tokens, torch.tensor([0.0, 20.0]))
+    assert torch.allclose(mean, nn.functional.normalize(tokens.mean(1), dim=1)), "none is the plain mean"
+    assert torch.allclose(found, torch.tensor([[0.0, 1.0]]), atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_deploy_form_keeps_the_query():
+    student = lived_in()
+    plain = student(pictures(2))[0]
+    student.query.copy_(torch.linspace(-1, 1, student.channels))
+    assert not torch.allclose(student(pictures(2))[0], plain, atol=1e-3)
+    assert torch.allclose(student(pictures(2))[0], student.fused()(pictures(2))[0], atol=1e-5)
 
 
 def test_a_deployed_plain_student_survives_onnx_and_int8():

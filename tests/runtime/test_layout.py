@@ -1,0 +1,105 @@
+"""What the decoder reads: blocks, what is spelt alike, where copies go on, and what ties two entries together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from edge_ravlm.runtime.fusion.layout import (
+    ASKED,
+    ASKED_FOUND,
+    EMPTY,
+    FEATURES,
+    LONGEST_BLOCK,
+    PAD,
+    SEPARATOR,
+    SPECIAL,
+    TOLD,
+    TOLD_ASKED,
+    Passage,
+    continues,
+    lay_out,
+)
+from edge_ravlm.runtime.fusion.retrieval import overlaps
+
+WORDS = "who owns this bike the Owner is Karla it red R4 means no entry sign".split()
+DIM = 4
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    vocab = {word: row for row, word in enumerate([*SPECIAL, *WORDS])}
+    made = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL[-1]))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
+
+
+def feature(prompt_features: np.ndarray, name: str) -> list[float]:
+    return [round(float(value), 3) for value in prompt_features[1:, FEATURES.index(name)]]
+
+
+def test_the_first_block_is_the_question_alone(tokenizer: Tokenizer):
+    prompt = lay_out(tokenizer, "who owns this bike", [Passage("the bike is red")], DIM)
+    assert prompt.tokens.shape == prompt.roles.shape == (2, 9)
+    assert prompt.roles[0].tolist() == [ASKED] * 4 + [EMPTY] * 5
+    assert (prompt.tokens[0, 4:] == PAD).all()
+    assert prompt.tokens[1, 4] == SEPARATOR
+
+
+def test_words_of_question_and_entry_that_are_spelt_alike_are_marked(tokenizer: Tokenizer):
+    prompt = lay_out(tokenizer, "the OWNER is who", [Passage("Owner Karla")], DIM)
+    assert prompt.roles[1].tolist() == [ASKED, ASKED_FOUND, ASKED, ASKED, ASKED, TOLD_ASKED, TOLD]
+
+
+def test_a_place_belongs_to_its_entry(tokenizer: Tokenizer):
+    prompt = lay_out(tokenizer, "who", [Passage("Karla"), Passage("red bike")], DIM)
+    owners = {int(token): prompt.owner(place) for place, token in enumerate(prompt.source) if token != PAD}
+    assert owners[tokenizer.token_to_id("Karla")] == 0
+    assert owners[tokenizer.token_to_id("bike")] == 1
+
+
+def test_nothing_retrieved_is_an_empty_entry(tokenizer: Tokenizer):
+    prompt = lay_out(tokenizer, "who owns this", [], DIM)
+    assert len(prompt.tokens) == 2
+    assert not prompt.features[:, FEATURES.index("pictured")].any()
+
+
+def test_long_entries_are_cut(tokenizer: Tokenizer):
+    assert lay_out(tokenizer, "who " * 99, [Passage("red " * 500)], DIM).tokens.shape[1] == LONGEST_BLOCK
+
+
+def test_the_nearest_picture_knows_by_how_much(tokenizer: Tokenizer):
+    passages = [Passage("red", 0.9, np.ones(DIM, np.float32)), Passage("bike", 0.7), Passage("no", text_cosine=0.5)]
+    prompt = lay_out(tokenizer, "who", passages, DIM)
+    assert feature(prompt.features, "pictured") == [1, 1, 0]
+    assert feature(prompt.features, "image_lead") == [0.2, -0.2, 0]
+    assert feature(prompt.features, "nearest_image") == [1, 0, 0]
+    assert feature(prompt.features, "nearest_text") == [0, 0, 1]
+    assert prompt.products.tolist() == [[0] * DIM, [1] * DIM, [0] * DIM, [0] * DIM]
+
+
+def test_what_the_second_hop_brings_is_marked(tokenizer: Tokenizer):
+    passages = [Passage("sign R4", 0.9), Passage("R4 means no entry", second_hop=True, overlap=0.8)]
+    prompt = lay_out(tokenizer, "who", passages, DIM)
+    assert feature(prompt.features, "second_hop") == [0, 1]
+    assert feature(prompt.features, "overlap") == [0, 0.8]
+    assert feature(prompt.features, "most_overlap") == [0, 1]
+
+
+def test_a_copy_goes_on_where_the_last_words_stand():
+    source = np.array([7, 8, 9, 7, 8, 6, PAD], np.int64)
+    found = continues(source, np.array([[9, 7], [7, 8], [PAD, 5]], np.int64))
+    assert found[0, :, 0].tolist() == [0, 1, 0, 0, 1, 0, 0], "after each 7"
+    assert found[0, :, 1].tolist() == [0, 0, 0, 0, 1, 0, 0], "after 9 7"
+    assert found[1, :, 1].tolist() == [0, 0, 1, 0, 0, 1, 0], "after 7 8"
+    assert not found[2].any()
+
+
+def test_rare_words_tie_two_texts_together():
+    texts = ["sign R4 means no entry", "sign R7 means no entry", "sign B1 means a school", "the bin is red"]
+    shares = overlaps("this is sign r7", texts)
+    assert int(np.argmax(shares)) == 1
+    assert shares[1] > 2 * max(shares[0], shares[2], shares[3])
+    assert overlaps("!", texts) == [0.0] * 4
+    assert overlaps("red", []) == []
