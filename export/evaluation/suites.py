@@ -10,9 +10,10 @@ from functools import cache
 import numpy as np
 
 from edge_ravlm.errors import UsageError
+from edge_ravlm.export.align.fit import clean
 from edge_ravlm.export.data import datasets, scenes
 from edge_ravlm.export.data.datasets import EasyVqa, Part
-from edge_ravlm.export.data.scenes import Material, Stamp, object_scene
+from edge_ravlm.export.data.scenes import Stamp
 from edge_ravlm.export.evaluation.outcome import UNREAD, Extent, Outcome
 from edge_ravlm.export.evaluation.scores import exact_match
 from edge_ravlm.export.evaluation.show_once import Showing, judge, said
@@ -59,8 +60,8 @@ def home(subject: Subject, extent: Extent, bar: Bar) -> Outcome:
     )
     if not subject.has_meaning:
         return outcome
-    train, unseen = scenes.stamps()
-    recall, asked, gallery = text_to_image(subject, train, unseen, scenes.material()[1], bar)
+    train, unseen = ([stamp for stamp in half if stamp.is_photo] for half in scenes.stamps())
+    recall, asked, gallery = text_to_image(subject, train, unseen, bar)
     return replace(
         outcome,
         figures={**outcome.figures, "text_to_image_recall10": recall},
@@ -70,30 +71,22 @@ def home(subject: Subject, extent: Extent, bar: Bar) -> Outcome:
 
 
 def text_to_image(
-    subject: Subject, train: Sequence[Stamp], unseen: Sequence[Stamp], on: Material, bar: Bar, *, seed: int = 0
+    subject: Subject, train: Sequence[Stamp], unseen: Sequence[Stamp], bar: Bar
 ) -> tuple[float, int, int]:
-    """How often a caption finds its picture among the ten nearest, by the pictures' place among texts.
+    """How often a caption finds its cut-out among the ten nearest, by the pictures' place among texts.
 
     Args:
         subject: a bundle with a meaning space.
         train: stamps that may have been learnt from; they are in the gallery only.
         unseen: stamps whose captions are asked for.
-        on: whose backgrounds all stand on.
         bar: opens progress bars.
-        seed: of the scenes.
 
     Returns:
         recall@10, the captions asked, the pictures in the gallery. A picture with an equal caption counts too.
     """
     gallery = [stamp for stamp in (*unseen, *train) if stamp.caption]
     asked = [stamp.caption for stamp in unseen if stamp.caption]
-    source = Material([stamp.pixels for stamp in gallery], on.backgrounds)
-    looks = subject.see(
-        len(gallery),
-        lambda row: object_scene(source, row, np.random.default_rng((seed, row))),
-        bar,
-        "looking at the stamps",
-    )
+    looks = subject.see(len(gallery), lambda row: clean(gallery[row].pixels), bar, "looking at the stamps")
     meanings = np.stack([look.meaning for look in looks if look.meaning is not None])
     nearest = np.argsort(-(subject.words.embed(asked) @ meanings.T), axis=1, kind="stable")[:, :10]
     hits = [caption in {gallery[row].caption for row in rows} for caption, rows in zip(asked, nearest, strict=True)]

@@ -23,23 +23,7 @@ from edge_ravlm.runtime.fusion.layout import (
 )
 from edge_ravlm.runtime.fusion.retrieval import overlaps
 
-WORDS = [
-    "who",
-    "owns",
-    "this",
-    "bike",
-    "the",
-    "Owner",
-    "is",
-    "Karla",
-    "it",
-    "red",
-    "R4",
-    "means",
-    "no",
-    "entry",
-    "sign",
-]
+WORDS = ["who", "owns", "this", "bike", "the", "Owner", "is", "Karla", "red", "R4", "means", "no", "entry", "sign"]
 DIM = 4
 
 

@@ -21,7 +21,7 @@ from edge_ravlm.export.data.datasets import EasyVqa, Part
 from edge_ravlm.export.data.easy_vqa import Question
 from edge_ravlm.export.data.furniture import Piece
 from edge_ravlm.export.data.questions import Asked, Hops
-from edge_ravlm.export.data.scenes import Material, Stamp
+from edge_ravlm.export.data.scenes import Stamp
 from edge_ravlm.export.data.signs import Sign, named
 from edge_ravlm.export.evaluation import show_once, suites
 from edge_ravlm.export.evaluation.outcome import QUICK, UNREAD, Confidences, Extent, Outcome, meaning
@@ -313,17 +313,14 @@ class Namers:
 
 
 def test_a_caption_finds_its_picture_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    def scene(source: Material, index: int, rng: np.random.Generator) -> np.ndarray:
-        return np.ascontiguousarray(source.objects[index][..., :3])
-
-    monkeypatch.setattr(suites, "object_scene", scene)
+    monkeypatch.setattr(suites, "clean", lambda cut_out: np.ascontiguousarray(cut_out[..., :3]))
     stamps = [Stamp(np.full((8, 8, 4), tone, np.uint8), f"tone {tone}") for tone in range(40)]
     # Those that nothing tells apart from tone 0 are found among the first ten only.
     liars = [Stamp(np.full((8, 8, 4), 63, np.uint8), f"tone {tone}") for tone in (50, 51)]
     of = subject(has_meaning=True)
     named_ones = type(of)(of.name, Eyes(), Namers(), None, of.image_space, of.text_space, True)  # type: ignore[arg-type]
     unseen = [*stamps[20:], *liars, Stamp(stamps[0].pixels, "")]
-    recall, asked, gallery = text_to_image(named_ones, stamps[:20], unseen, Material([], []), silent)
+    recall, asked, gallery = text_to_image(named_ones, stamps[:20], unseen, silent)
     assert (recall, asked, gallery) == (20 / 22, 22, 42)
 
 
