@@ -97,7 +97,7 @@ class Episodes:
         banks: Sequence[tuple[Bank, float]],
         told: Told | None = None,
         half: Half = "train",
-        share_told: float = 0.2,
+        share_told: float = 0.3,
     ) -> None:
         self._banks = [bank for bank, _ in banks]
         weights = np.array([weight for _, weight in banks], float)
@@ -149,18 +149,24 @@ class Episodes:
         """What is seen tells a code; what the code means stands in another entry, if it does."""
         thing = int(rng.integers(len(bank.things)))
         near, cosines, products, cells = self._near(bank, thing, rng, False)
-        if thing not in near[:_HOPPED]:
+        if near[0] != thing:  # the second hop follows the nearest picture
             return self._hops(bank, rng)
         near, cosines, products = near[:_HOPPED], cosines[:_HOPPED], products[:_HOPPED]
         answers = [self._facts(bank, row, rng)[0].answer or "" for row in near]
         its = "sign" if hasattr(bank.things[0], "meaning") else "thing"
         pairs = [questions.hops(answer, rng, self._half, its) for answer in answers]
-        gold = near.index(thing)
-        mine = pairs[gold]
+        gold, mine = 0, pairs[0]
+        strangers = rng.integers(len(bank.things), size=int(rng.integers(4, 24)))
+        explained = [
+            questions.hops(self._facts(bank, int(row), rng)[0].answer or "", rng, self._half, its).explained
+            for row in strangers
+        ]
         passages = [
             Passage(pair.shown, float(cosine), product)
             for pair, cosine, product in zip(pairs, cosines, products, strict=True)
         ]
+        # The question's own words bring explanations too, but not of what is seen.
+        passages += [Passage(text) for text in explained[: int(rng.integers(_BESIDE + 1))]]
         kind = str(rng.choice(["code", "one hop", "two hops", "unexplained"], p=[0.25, 0.15, 0.45, 0.15]))
         if kind == "code":
             return Episode(
@@ -171,16 +177,10 @@ class Episodes:
         others = [row for row in range(len(pairs)) if row != gold]
         chosen = [int(row) for row in rng.permutation(others)[: _EXPLAINED - (kind == "two hops")]]
         rows = [int(row) for row in rng.permutation([*chosen, *([gold] if kind == "two hops" else [])])]
-        # What is rare shows among many: more explanations than are brought.
-        strangers = rng.integers(len(bank.things), size=int(rng.integers(3, 24)))
-        others_told = [
-            questions.hops(self._facts(bank, int(row), rng)[0].answer or "", rng, self._half, its).explained
-            for row in strangers
-        ]
         told = [pairs[row].explained for row in rows]
-        shared = overlaps(mine.shown, [*told, *others_told])
+        shared = overlaps(mine.shown, [*told, *explained])  # what is rare shows among many
+        place = len(passages) + rows.index(gold) if kind == "two hops" else None
         passages += [Passage(text, second_hop=True, overlap=share) for text, share in zip(told, shared, strict=False)]
-        place = len(pairs) + rows.index(gold) if kind == "two hops" else None
         return Episode(
             mine.question,
             tuple(passages),
