@@ -111,7 +111,7 @@ def _run(given: argparse.Namespace) -> None:
     rows = np.flatnonzero([stamp.is_photo for stamp in train if stamp.caption])
     with looking(image_graph(student, shape), shape, "tokens") as tokens:
         observed = _observed(given.observed, settings, query, tokens, embed)
-        said = np.stack([observed.said[row][0] for row in rows])
+        said = np.stack([observed.said[row][0] for row in rows.tolist()])
         say(f"{len(observed.said)} cut-outs; {len(rows)} photographs to validate on")
         say(f"what the classifier sees: {_shown(recall(observed.goals[rows].numpy(), said, np.arange(len(rows))))}")
         say(f"cross-validated: {_shown(cross_validated(observed, query, rows, settings))}")
@@ -140,8 +140,8 @@ def _observed(file: Path | None, settings: AlignSettings, query: Tensor, tokens:
         )
     if file is not None:
         ends = np.cumsum([len(texts) for texts in observed.said])[:-1]
-        said = {"said": torch.from_numpy(np.concatenate(observed.said)), "ends": torch.from_numpy(ends)}
-        save_file({"features": observed.features, "goals": observed.goals, **said}, file)
+        texts = {"said": torch.from_numpy(np.concatenate(observed.said)), "ends": torch.from_numpy(ends)}
+        save_file({"features": observed.features, "goals": observed.goals, **texts}, file)
     return observed
 
 

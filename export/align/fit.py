@@ -65,7 +65,8 @@ def view(cut_out: Pixels, number: int, backgrounds: Sequence[Pixels], seed: int)
     if number % 2:
         under = np.broadcast_to(rng.integers(90, 256, 3).astype(np.uint8), (SIDE, SIDE, 3))
     else:
-        under = cv2.resize(background(Material([], backgrounds), rng), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        photo = background(Material([], backgrounds), rng)
+        under = np.asarray(cv2.resize(photo, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
     mirrored = cut_out[:, ::-1] if rng.random() < 0.5 else cut_out
     return _drawn(under, mirrored, rng.uniform(*_SIZES), (rng.uniform(), rng.uniform()))
 
@@ -155,8 +156,8 @@ def fit(observed: Observed, query: Tensor, settings: AlignSettings, seed: int = 
             optimizer.step()
             schedule.step()
     with torch.no_grad():  # the head reads plain features from here on
-        head.widen.weight /= spread
-        head.widen.bias -= head.widen.weight @ centre
+        head.widen.weight.div_(spread)
+        head.widen.bias.sub_(head.widen.weight @ centre)
     return head.eval().requires_grad_(requires_grad=False)
 
 

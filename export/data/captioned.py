@@ -188,7 +188,7 @@ def _cropped(pixels: Pixels) -> Pixels:
         return np.ascontiguousarray(pixels)
     alpha = pixels[..., 3:].astype(np.float32) / 255  # colours weighed by it, or what is transparent shines through
     weighed = np.concatenate([pixels[..., :3] * alpha, alpha], axis=2)
-    small = cv2.resize(weighed, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    small = np.asarray(cv2.resize(weighed, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.float32)
     small[..., :3] /= np.maximum(small[..., 3:], 1e-3)
     small[..., 3] *= 255
     return np.asarray(np.clip(np.rint(small), 0, 255), np.uint8)

@@ -125,7 +125,8 @@ class Episodes:
         near, cosines, products, cells = self._near(bank, thing, rng, kind == "removed")
         if kind == "removed" and rng.random() < 0.15:
             near = []  # nothing at all was taught
-        passages, gold = [], None
+        passages = list[Passage]()
+        gold: int | None = None
         for row, cosine, product in zip(near, cosines, products, strict=False):
             if row == thing:
                 text, wanted = questions.told(wanted, facts, rng, silent=kind == "silent")
@@ -339,9 +340,19 @@ def collated(episodes: Sequence[Episode], tokenizer: Tokenizer, texts: Texts, di
     for row in range(n):
         pairs = np.stack([np.concatenate([[PAD], last[row, :-1]]), last[row]], axis=1)
         goes_on[row] = continues(source[row], pairs)
-    arrays = (tokens, roles, features, products, np.stack([e.cells for e in episodes]).astype(np.float32))
-    rest = (source, last, wanted, goes_on, right)
-    return Batch(*(torch.from_numpy(array) for array in (*arrays, *rest)), tuple(e.kind for e in episodes))
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        roles=torch.from_numpy(roles),
+        features=torch.from_numpy(features),
+        products=torch.from_numpy(products),
+        cells=torch.from_numpy(np.stack([episode.cells for episode in episodes]).astype(np.float32)),
+        source=torch.from_numpy(source),
+        last=torch.from_numpy(last),
+        wanted=torch.from_numpy(wanted),
+        continues=torch.from_numpy(goes_on),
+        right=torch.from_numpy(right),
+        kinds=tuple(episode.kind for episode in episodes),
+    )
 
 
 def _with_text_cosines(episodes: Sequence[Episode], texts: Texts) -> list[Episode]:

@@ -22,7 +22,7 @@ from edge_ravlm.export.fusion import training
 from edge_ravlm.export.fusion.bank import Bank, Look, make_bank, see
 from edge_ravlm.export.fusion.episodes import Batch, Episodes, Texts, Told, collated
 from edge_ravlm.export.fusion.graphs import prefill_graph, step_graph, with_small_weights
-from edge_ravlm.export.fusion.model import FusionDecoder, Shape
+from edge_ravlm.export.fusion.model import FusionDecoder, Shape, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.fusion.tokenizer import fit_tokenizer
 from edge_ravlm.export.fusion.training import Lesson
@@ -175,7 +175,7 @@ def agreement(
     try:
         for batch in batches:
             words, copies = training.predicted(decoder, batch)
-            best = training.spread(words, copies, batch.source).argmax(2)
+            best = spread(words, copies, batch.source).argmax(2)
             for row in range(len(batch.kinds)):
                 wanted = int((batch.wanted[row] != 0).sum())
                 names = ("tokens", "roles", "features", "products")
@@ -245,10 +245,12 @@ def _episodes(
     settings: FusionSettings, look: Look, encoder_seed: int, work: Path, bar: Bar
 ) -> tuple[Episodes, Episodes]:
     """To learn, and of other things to look at."""
-    parts = {"traffic": datasets.traffic().train, "home": datasets.home().train}
+    banks = [
+        (_bank(datasets.traffic().train, "traffic", settings, look, work, bar), 0.6),
+        (_bank(datasets.home().train, "home", settings, look, work, bar), 0.4),
+    ]
     learnt, held_out = [], []
-    for row, ((name, part), weight) in enumerate(zip(parts.items(), (0.6, 0.4), strict=True)):
-        bank = _bank(part, name, settings, look, work, bar)
+    for row, (bank, weight) in enumerate(banks):
         # What the encoder kept for looking too: how sure it is of things that it never saw is what has to be known.
         kept, others = parted(len(bank.things), row, encoder_seed)
         held_out.append((bank.part(kept.tolist()), weight))

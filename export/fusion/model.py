@@ -192,7 +192,7 @@ class _Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[n, a, width] -> [n, heads, a, width / heads]."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """X [n, a, width], keys and values [n, heads, m, width / heads], mask that is added to scores [n, h, a, m]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from edge_ravlm.runtime.fusion.layout import SPECIAL, UNKNOWN
@@ -37,4 +38,7 @@ def fit_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    # The trainer knows no other way to put bytes into the vocabulary; as special tokens they would not be written.
+    plain = msgspec.json.decode(tokenizer.to_str())
+    plain["added_tokens"] = [token for token in plain["added_tokens"] if token["content"] in SPECIAL]
+    return Tokenizer.from_str(msgspec.json.encode(plain).decode())

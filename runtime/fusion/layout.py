@@ -90,7 +90,8 @@ class Prompt:
 
     def owner(self, place: int) -> int:
         """Which passage (from 0; -1 for the question alone) holds a place in ``source``."""
-        return int(place) // self.tokens.shape[1] - 1
+        length: int = self.tokens.shape[1]
+        return int(place) // length - 1
 
 
 def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], dim: int) -> Prompt:
