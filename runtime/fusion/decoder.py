@@ -226,7 +226,7 @@ class _Search:
 
     def __init__(self, prompt: Prompt, beams: int) -> None:
         self.source = prompt.source
-        self.nothing = _Hypothesis((), 1.0, np.zeros(len(prompt.tokens) - 1, np.float32))
+        self.nothing = _Hypothesis((), 1.0, np.zeros(prompt.passages, np.float32))
         self.parents = [0]
         self.abstention = 0.0
         self._owner = np.repeat(np.arange(len(prompt.tokens)), prompt.tokens.shape[1])
@@ -283,4 +283,4 @@ class _Search:
     def _copied(self, copies: Floats, token: int) -> Floats:
         """How probable it is to copy a token from each passage, float32 [passages]."""
         found = np.where(self.source == token, copies, 0)
-        return np.bincount(self._owner, found, len(self.nothing.copied) + 1)[1:].astype(np.float32)
+        return np.bincount(self._owner, found)[1 : 1 + len(self.nothing.copied)].astype(np.float32)

@@ -76,12 +76,14 @@ class Prompt:
         roles: int64 [b, t].
         features: float32 [b, len(FEATURES)].
         products: float32 [b, dim], zero where a block has no picture.
+        passages: how many entries there are; without any, the block after the question is an empty one.
     """
 
     tokens: NDArray[np.int64]
     roles: NDArray[np.int64]
     features: NDArray[np.float32]
     products: NDArray[np.float32]
+    passages: int
 
     @property
     def source(self) -> NDArray[np.int64]:
@@ -103,7 +105,7 @@ def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], di
         passages: the retrieved entries, best first; where there are none, an empty one is laid out.
         dim: length of an image embedding.
     """
-    passages = passages or (Passage(""),)
+    given, passages = len(passages), passages or (Passage(""),)
     asked = _pieces(tokenizer, question)[:LONGEST_QUESTION]
     words = {word for _, word in asked if word}
     blocks: list[tuple[list[int], list[int]]] = [([token for token, _ in asked], [ASKED] * len(asked))]
@@ -122,7 +124,7 @@ def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], di
     for row, passage in enumerate(passages, 1):
         if passage.product is not None:
             products[row] = passage.product
-    return Prompt(tokens, roles, _features(passages), products)
+    return Prompt(tokens, roles, _features(passages), products, given)
 
 
 def continues(source: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -12,7 +12,9 @@ from edge_ravlm.runtime.fusion.layout import SPECIAL
 
 pytestmark = pytest.mark.export
 
-TOKENIZER = fit_tokenizer(["the gate is open", "the sign means no stopping", "it is 120 cm wide"] * 3, 400)
+TOKENIZER = fit_tokenizer(
+    ["the gate is open", "the sign means no stopping", "it is 120 cm wide", "0 1 2 3 4 5 6 7 8 9"] * 3, 400
+)
 
 
 @given(st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=30))
