@@ -17,7 +17,19 @@ from edge_ravlm.errors import DataError, StorageError
 
 CHECKPOINT, STUDENT = "checkpoint.safetensors", "student.safetensors"
 LOG = "log.csv"
-COLUMNS = ("step", "loss", "cosine", "relational", "tokens", "pairs", "captions", "held_out", "rate", "seconds")
+COLUMNS = (
+    "step",
+    "loss",
+    "cosine",
+    "relational",
+    "tokens",
+    "pairs",
+    "proxies",
+    "captions",
+    "held_out",
+    "rate",
+    "seconds",
+)
 
 Tensors = Mapping[str, Tensor]
 

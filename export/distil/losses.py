@@ -73,6 +73,23 @@ def pair_loss(student: Tensor, things: Tensor, others: Tensor, other_things: Ten
     return each.sum() / together.any(1).sum().clamp(min=1)
 
 
+def proxy_loss(student: Tensor, things: Tensor, proxies: Tensor, temperature: float) -> Tensor:
+    """Normalised softmax over one direction per thing (Zhai & Wu 2019, arXiv:1811.12649, eq. 4).
+
+    Args:
+        student: float32 [n, dim] of unit length.
+        things: int64 [n]; those without a direction have no part in it.
+        proxies: float32 [m, dim] of any length.
+        temperature: of the softmax.
+
+    Returns:
+        The mean over the pictures with a direction; zero where there is none.
+    """
+    known = (things >= 0) & (things < len(proxies))
+    scores = student[known] @ functional.normalize(proxies, dim=1).T / temperature
+    return functional.cross_entropy(scores, things[known], reduction="sum") / known.sum().clamp(min=1)
+
+
 def resized(tokens: Tensor, cells: int) -> Tensor:
     """Tokens of a square grid, float32 [n, t, c], as those of another square grid of ``cells`` cells.
 

@@ -48,6 +48,11 @@ class Batch:
 class Pictures(Protocol):
     """Where training takes its pictures from."""
 
+    @property
+    def count(self) -> int:
+        """Of things; their numbers are below."""
+        ...
+
     def batch(self, step: int, rank: int, size: int) -> Batch:
         """The part ``rank`` of a step's pictures, ``size`` of them.
 
@@ -75,6 +80,7 @@ class ComposedScenes:
         kept = max(1, round(len(order) * held_out))
         self._material, self._seed, self._each = material, seed, each
         self.kept, self.learnt = order[:kept], order[kept:]
+        self.count = len(order)
         if not len(self.learnt):
             raise DataError("scenes", expected="two objects or more", got=f"{len(order)}", do="give more cut-outs")
 
@@ -145,6 +151,7 @@ class FolderPictures:
         count = min(_MOST_HELD_OUT, max(1, round(len(order) * held_out)))
         self._paths, self._captions, self._seed, self._longest = list(paths), captions, seed, longest
         self.kept, self.learnt = order[:count], order[count:]
+        self.count = len(paths)
 
     def batch(self, step: int, rank: int, size: int) -> Batch:
         """See ``Pictures``."""

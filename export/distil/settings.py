@@ -36,6 +36,10 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             background and light, which its teacher may not.
         pairs_temperature: of that loss.
         recent: embeddings of earlier batches that it compares with as well, once the warm-up is over.
+        proxies: weight of the loss against one learnt direction per thing, which compares each picture with all things
+            at once and is thrown away: a batch alone has few that look alike.
+        proxies_temperature: of that loss.
+        proxies_rate: of the directions, which start anywhere, relative to ``rate``.
         captions: weight of the contrastive loss against the captions' text embeddings, where there are captions.
         temperature: of that loss.
         whitening: exponent of the teacher's whitening: 0 keeps the spread of its directions, 1 levels it.
@@ -66,6 +70,9 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     pairs: Weight = 0.0
     pairs_temperature: Positive = 0.1
     recent: Annotated[int, Meta(ge=0)] = 0
+    proxies: Weight = 0.0
+    proxies_temperature: Positive = 0.05
+    proxies_rate: Positive = 20.0
     captions: Weight = 0.5
     temperature: Positive = 0.07
     whitening: Annotated[float, Meta(ge=0, le=1)] = 0.5

@@ -89,7 +89,7 @@ class ThingScenes:
         counts = [len(share.material.objects) for share in shares]
         if not counts or min(counts) < 2:
             raise DataError("things", expected="two of every data set or more", got=f"{counts}", do="give more things")
-        self._first = np.cumsum([0, *counts])
+        self._first, self.count = np.cumsum([0, *counts]), sum(counts)
         parts = [parted(count, row, seed, held_out, most) for row, count in enumerate(counts)]
         self.kept, self.learnt = ([part[side] for part in parts] for side in (0, 1))
 

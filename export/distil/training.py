@@ -20,7 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from edge_ravlm.errors import DataError, UsageError
 from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, STUDENT, Log, Standing, Stored, read, write
 from edge_ravlm.export.distil.feed import Inputs, Sides, feed
-from edge_ravlm.export.distil.losses import caption_loss, cosine_loss, pair_loss, relational_loss, token_loss
+from edge_ravlm.export.distil.losses import (
+    caption_loss,
+    cosine_loss,
+    pair_loss,
+    proxy_loss,
+    relational_loss,
+    token_loss,
+)
 from edge_ravlm.export.distil.pictures import Batch, Pictures
 from edge_ravlm.export.distil.settings import DistilSettings
 from edge_ravlm.export.distil.targets import Texts, aim_at, caption_vectors, fit_inputs, look, start, token_map
@@ -97,13 +104,17 @@ class _Learner(nn.Module):
         student: that ships.
         head: from the centred features to the teacher's embedding; None imitates it in the student's own.
         cell_map: from the student's cells to the teacher's; None where they do not count.
+        proxies: a direction per thing; None where they do not count.
     """
 
-    def __init__(self, student: ImageStudent, head: Tensor | None, cell_map: Tensor | None) -> None:
+    def __init__(
+        self, student: ImageStudent, head: Tensor | None, cell_map: Tensor | None, proxies: Tensor | None
+    ) -> None:
         super().__init__()
         self.student = student
         self.head = None if head is None else nn.Parameter(head)
         self.cell_map = None if cell_map is None else nn.Parameter(cell_map)
+        self.proxies = None if proxies is None else nn.Parameter(proxies)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 [n, h, w, 3] -> embedding [n, dim], the same as the teacher's, cells as the teacher's [n, t, c]."""
@@ -182,10 +193,11 @@ class _Training:
         if stored is None:
             cell_map = self._fit()
             head = self.student.projection.detach().clone() if self.settings.teacher_head else None
+            some = torch.randn(self.pictures.count, self.student.dim) if self.settings.proxies else None
         else:
             self.aim = Whitening(**{name: part.to(self.world.device) for name, part in stored.groups["aim"].items()})
-            head, cell_map = (stored.groups["learner"].get(name) for name in ("head", "cell_map"))
-        self.learner = _Learner(self.student, head, cell_map).to(self.world.device)
+            head, cell_map, some = (stored.groups["learner"].get(name) for name in ("head", "cell_map", "proxies"))
+        self.learner = _Learner(self.student, head, cell_map, some).to(self.world.device)
         self.optimizer = self._optimizer()
         nothing = torch.zeros(0, self.student.dim), torch.zeros(0, dtype=torch.int64)
         self.recent = _Recent(*(part.to(self.world.device) for part in nothing))
@@ -210,12 +222,15 @@ class _Training:
         return token_map(seen, settings.ridge)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        shared = [part for part in self.learner.parameters() if part.ndim > 1]
+        proxies = self.learner.proxies
+        shared = [part for part in self.learner.parameters() if part.ndim > 1 and part is not proxies]
         single = [part for part in self.learner.parameters() if part.ndim <= 1]
         groups = [
             {"params": shared, "weight_decay": self.settings.weight_decay},
             {"params": single, "weight_decay": 0.0},
         ]
+        if proxies is not None:
+            groups.append({"params": [proxies], "weight_decay": 0.0, "relative": self.settings.proxies_rate})
         return torch.optim.AdamW(groups, lr=self.settings.rate)
 
     # -- learning ----------------------------------------------------------------------------------------------
@@ -275,7 +290,7 @@ class _Training:
         nn.utils.clip_grad_norm_(self.learner.parameters(), settings.clip)
         rate = learning_rate(settings, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("relative", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**sums, "rate": rate}
@@ -295,6 +310,9 @@ class _Training:
             found["tokens"] = token_loss(tokens[taught], goal_tokens)
         if self.settings.pairs:
             found["pairs"] = world.as_mean(self._pair_loss(everyone, inputs.things))
+        if self.learner.proxies is not None:
+            shown, temperature = inputs.things.to(device), self.settings.proxies_temperature
+            found["proxies"] = proxy_loss(embedding, shown, self.learner.proxies, temperature)
         said = self._said(inputs.captions)
         if said is not None:
             loss = caption_loss(everyone, world.gathered(said), self.settings.temperature)

@@ -28,6 +28,7 @@ from edge_ravlm.export.distil.losses import (
     caption_loss,
     cosine_loss,
     pair_loss,
+    proxy_loss,
     relational_loss,
     resized,
     ridge,
@@ -78,6 +79,8 @@ class ToyTeacher:
 
 class Blobs:
     """Pictures of a coloured disc each, with the colour's number as caption."""
+
+    count = COLOURS
 
     def __init__(self, captions: bool = False) -> None:
         self.captions = captions
@@ -206,6 +209,23 @@ def test_pairs_draw_pictures_of_one_thing_together_whatever_the_teacher_sees(tmp
     )
     assert apart(learnt) < 0.8 * apart(without)
     assert all(float(row["pairs"]) > 0 for row in log(tmp_path / "with"))
+
+
+def test_each_thing_has_a_direction_that_its_pictures_are_drawn_to():
+    proxies, things = 3 * torch.eye(4), torch.tensor([0, 2, -1, 2**40])
+    right, wrong = torch.eye(4)[[0, 2, 1, 1]], torch.eye(4)[[1, 1, 1, 1]]
+    assert proxy_loss(right, things, proxies, 0.05) < 1e-6
+    assert proxy_loss(wrong, things, proxies, 0.05) > 10
+    nothing = torch.tensor([-1, -1, -1, 2**40])
+    assert proxy_loss(right, nothing, proxies, 0.05) == 0
+
+
+def test_directions_bring_pictures_of_one_thing_together(tmp_path: Path):
+    changes: dict[str, Any] = {"cosine": 0.0, "relational": 0.0, "tokens": 0.0, "pairs": 1e-6, "steps": 40}
+    student = train(tmp_path / "a", proxies=1.0, evaluate_every=40, **changes)
+    assert float(log(tmp_path / "a")[-1]["proxies"]) < float(log(tmp_path / "a")[0]["proxies"])
+    assert "learner/proxies" in load_file(tmp_path / "a" / CHECKPOINT)
+    assert not any("proxies" in name for name in student.state_dict())
 
 
 def test_grids_are_resized_as_pictures_are():
