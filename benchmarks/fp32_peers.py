@@ -21,10 +21,13 @@ from edge_ravlm.export.teachers.weights import package_file
 from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession
-from edge_ravlm.runtime.encoders import ImageEncoder
+from edge_ravlm.runtime.encoders import ImageEncoder, Look
 from edge_ravlm.runtime.pipeline import Ravlm, open_memory
 
 WEIGHTS = "efficientnet-lite0"
+
+_NO_CELLS = np.empty((1, 0, 0), np.float32)
+"""Nothing reads them: the starter has no decoder."""
 
 Embed = Callable[[Pixels], NDArray[np.float32]]
 """Encoder input uint8 [1, h, w, 3] -> float32 [dim]."""
@@ -34,13 +37,17 @@ class PeerEncoder(ImageEncoder):
     """The product's encoder with the model's run replaced."""
 
     def __init__(self, bundle: Bundle, flavor: str, threads: int, embed: Embed) -> None:
-        self._embed: Embed = super().embed  # the bundle's own model, while it proves itself on golden frames
+        self._embed: Embed | None = None  # the bundle's own model, while it proves itself on golden frames
         super().__init__(bundle, flavor, threads)
         self._embed = embed
 
+    def look(self, pixels: Pixels) -> Look:
+        """See ``ImageEncoder.look``."""
+        return super().look(pixels) if self._embed is None else Look(self._embed(pixels), _NO_CELLS, None)
+
     def embed(self, pixels: Pixels) -> NDArray[np.float32]:
         """See ``ImageEncoder.embed``."""
-        return self._embed(pixels)
+        return self.look(pixels).embedding
 
 
 class Peer(Ravlm):
