@@ -12,6 +12,7 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from edge_ravlm.errors import DataError, StorageError
 
@@ -105,6 +106,21 @@ def read(path: Path, run: str) -> Stored | None:
         group, _, member = name.partition("/")
         groups.setdefault(group, {})[member] = tensor
     return Stored(standing, groups)
+
+
+def moments(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers, as one group of a checkpoint."""
+    state = optimizer.state_dict()["state"]
+    return {f"{row}.{name}": tensor for row, found in state.items() for name, tensor in found.items()}
+
+
+def put_back(optimizer: Optimizer, group: Tensors) -> None:
+    """Let it remember what ``moments`` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in group.items():
+        row, _, member = name.partition(".")
+        state.setdefault(int(row), {})[member] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 class Log:

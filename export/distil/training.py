@@ -18,7 +18,18 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from edge_ravlm.errors import DataError, UsageError
-from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, STUDENT, Log, Standing, Stored, read, write
+from edge_ravlm.export.distil.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    STUDENT,
+    Log,
+    Standing,
+    Stored,
+    moments,
+    put_back,
+    read,
+    write,
+)
 from edge_ravlm.export.distil.feed import Inputs, Sides, feed
 from edge_ravlm.export.distil.losses import (
     caption_loss,
@@ -374,15 +385,13 @@ class _Training:
     def _save(self) -> None:
         if not self.world.is_first:
             return
-        state = self.optimizer.state_dict()["state"]
-        moments = {f"{row}.{name}": tensor for row, found in state.items() for name, tensor in found.items()}
         rng = {"cpu": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
         groups = {
             "learner": self.learner.state_dict(),
             "best": self.best,
-            "optimizer": moments,
+            "optimizer": moments(self.optimizer),
             "aim": {"centre": self.aim.centre, "projection": self.aim.projection},
             "recent": {"embeddings": self.recent.embeddings, "things": self.recent.things},
             "rng": rng,
@@ -393,11 +402,7 @@ class _Training:
         self.standing, self.best = stored.standing, dict(stored.groups["best"])
         self.recent = _Recent(**{name: part.to(self.world.device) for name, part in stored.groups["recent"].items()})
         self.learner.load_state_dict(stored.groups["learner"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in stored.groups.get("optimizer", {}).items():
-            row, _, member = name.partition(".")
-            state.setdefault(int(row), {})[member] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        put_back(self.optimizer, stored.groups.get("optimizer", {}))
         torch.set_rng_state(stored.groups["rng"]["cpu"])
         if self.world.device.type == "cuda" and "cuda" in stored.groups["rng"]:
             torch.cuda.set_rng_state(stored.groups["rng"]["cuda"], self.world.device)

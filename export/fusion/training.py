@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edge_ravlm.errors import DataError
-from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, Log, Standing, Stored, read, write
+from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, Log, Standing, Stored, moments, put_back, read, write
 from edge_ravlm.export.fusion.episodes import Batch, Episodes, Texts, collated
 from edge_ravlm.export.fusion.model import FusionDecoder, loss, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
@@ -229,12 +229,10 @@ class _Training:
             self.standing.stale += 1
 
     def _save(self) -> None:
-        state = self.optimizer.state_dict()["state"]
-        moments = {f"{row}.{name}": tensor for row, found in state.items() for name, tensor in found.items()}
         groups = {
             "decoder": self.decoder.state_dict(),
             "best": self.best,
-            "optimizer": moments,
+            "optimizer": moments(self.optimizer),
             "rng": {"cpu": torch.get_rng_state()},
         }
         write(self.folder / CHECKPOINT, self.run_id, groups, self.standing)
@@ -242,11 +240,7 @@ class _Training:
     def _restore(self, stored: Stored) -> None:
         self.standing, self.best = stored.standing, dict(stored.groups["best"])
         self.decoder.load_state_dict(stored.groups["decoder"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in stored.groups.get("optimizer", {}).items():
-            row, _, member = name.partition(".")
-            state.setdefault(int(row), {})[member] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        put_back(self.optimizer, stored.groups.get("optimizer", {}))
         torch.set_rng_state(stored.groups["rng"]["cpu"])
 
 
