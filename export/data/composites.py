@@ -126,9 +126,16 @@ def _warped(scene: Pixels, cut_out: Pixels, corners: NDArray[np.float32]) -> Pix
     weighed = cv2.copyMakeBorder(weighed, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
     height, width = weighed.shape[:2]
     own = np.array([[1, 1], [width - 1, 1], [width - 1, height - 1], [1, height - 1]], np.float32) - 0.5
-    move = cv2.getPerspectiveTransform(own, corners - 0.5)
-    piece = cv2.warpPerspective(weighed, move, scene.shape[1::-1], flags=cv2.INTER_LINEAR)
-    return np.asarray(np.clip(np.rint(scene * (1 - piece[..., 3:]) + piece[..., :3]), 0, 255), np.uint8)
+    # Only where it lies: most of a scene stays as it is.
+    left, top = np.clip(np.floor(corners.min(axis=0)).astype(int) - 2, 0, scene.shape[1::-1])
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, 0, scene.shape[1::-1])
+    out: Pixels = scene.copy()
+    if left < right and top < bottom:
+        move = cv2.getPerspectiveTransform(own, corners - np.array([left + 0.5, top + 0.5], np.float32))
+        piece = cv2.warpPerspective(weighed, move, (int(right - left), int(bottom - top)), flags=cv2.INTER_LINEAR)
+        under = out[top:bottom, left:right]
+        under[:] = np.clip(np.rint(under * (1 - piece[..., 3:]) + piece[..., :3]), 0, 255)
+    return out
 
 
 def _cluttered(scene: Pixels, photo: Pixels, rng: np.random.Generator) -> Pixels:

@@ -112,9 +112,10 @@ def weather(scene: Pixels, rng: np.random.Generator) -> Pixels:
     gain = np.float32(rng.uniform(0.75, 1.2) * (1 + rng.uniform(-0.04, 0.04, 3)))
     shift = np.array([[1, 0, rng.uniform(-1.5, 1.5)], [0, 1, rng.uniform(-1.5, 1.5)]], np.float32)
     moved = cv2.warpAffine(scene, shift, scene.shape[1::-1], borderMode=cv2.BORDER_REFLECT)
-    noise = rng.standard_normal(moved.shape, np.float32) * np.float32(rng.uniform(1, 6))
-    taken: Pixels = np.clip(moved * gain + noise, 0, 255).astype(np.uint8)
-    return taken
+    taken = rng.standard_normal(moved.shape, np.float32)
+    taken *= np.float32(rng.uniform(1, 6))
+    taken += moved * gain
+    return np.asarray(np.clip(taken, 0, 255, out=taken), np.uint8)
 
 
 def object_scene(source: Material, index: int, rng: np.random.Generator) -> Pixels:

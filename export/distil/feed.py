@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,19 +40,20 @@ class Sides:
     Attributes:
         student, teacher: of each.
         every: the teacher sees one of so many pictures.
-        early: of the student before step ``until``.
+        early: of the student in early steps.
+        is_early: tells which those are.
     """
 
     student: int
     teacher: int
     every: int = 1
     early: int = 0
-    until: int = 0
+    is_early: Callable[[int], bool] = lambda _: False
 
     def inputs(self, batch: Batch, step: int) -> Inputs:
         """A step's batch, resized for both."""
         things = torch.tensor(batch.things, dtype=torch.int64)
-        student = squares(batch.pictures, self.early if step < self.until else self.student)
+        student = squares(batch.pictures, self.early if self.is_early(step) else self.student)
         return Inputs(student, squares(batch.pictures[:: self.every], self.teacher), things, batch.captions)
 
 

@@ -101,11 +101,12 @@ def fingerprint(student: ImageStudent, teacher: ImageTeacher, settings: DistilSe
 
 
 def learning_rate(settings: DistilSettings, step: int) -> float:
-    """Of the update after ``step`` updates: a line up, then a cosine down to zero."""
-    warm = max(1, round(settings.warm_up * settings.steps))
-    if step < warm:
-        return settings.rate * (step + 1) / warm
-    return settings.rate * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm))) / 2
+    """Of the update after ``step`` updates: in each cycle a line up, then a cosine down to zero."""
+    cycle = settings.cycle(step)
+    done, warm = step - cycle.start, max(1, round(settings.warm_up * len(cycle)))
+    if done < warm:
+        return settings.rate * (done + 1) / warm
+    return settings.rate * (1 + math.cos(math.pi * (done - warm) / max(1, len(cycle) - warm))) / 2
 
 
 class _Learner(nn.Module):
@@ -115,17 +116,13 @@ class _Learner(nn.Module):
         student: that ships.
         head: from the centred features to the teacher's embedding; None imitates it in the student's own.
         cell_map: from the student's cells to the teacher's; None where they do not count.
-        proxies: a direction per thing; None where they do not count.
     """
 
-    def __init__(
-        self, student: ImageStudent, head: Tensor | None, cell_map: Tensor | None, proxies: Tensor | None
-    ) -> None:
+    def __init__(self, student: ImageStudent, head: Tensor | None, cell_map: Tensor | None) -> None:
         super().__init__()
         self.student = student
         self.head = None if head is None else nn.Parameter(head)
         self.cell_map = None if cell_map is None else nn.Parameter(cell_map)
-        self.proxies = None if proxies is None else nn.Parameter(proxies)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 [n, h, w, 3] -> embedding [n, dim], the same as the teacher's, cells as the teacher's [n, t, c]."""
@@ -157,7 +154,7 @@ class _Recent:
 
 
 class _Training:
-    """One run; ``standing``, ``learner``, ``optimizer`` and ``recent`` are what a checkpoint holds."""
+    """One run; ``standing``, ``learner``, ``proxies``, ``optimizer`` and ``recent`` are what a checkpoint holds."""
 
     def __init__(
         self,
@@ -180,8 +177,7 @@ class _Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.student, self.teacher, self.pictures = student.to(world.device), teacher, pictures
         self.settings, self.folder, self.world, self.texts = settings, folder, world, texts
-        every, until = settings.teacher_every, round(settings.early * settings.steps)
-        self.sides = Sides(student.side, teacher.side, every, settings.early_side or student.side, until)
+        self.sides = Sides(student.side, teacher.side, settings.teacher_every, settings.early_side, settings.is_early)
         self.size = settings.batch // shares
         self.run_id, self.standing = fingerprint(student, teacher, settings), Standing()
 
@@ -204,11 +200,13 @@ class _Training:
         if stored is None:
             cell_map = self._fit()
             head = self.student.projection.detach().clone() if self.settings.teacher_head else None
-            some = torch.randn(self.pictures.count, self.student.dim) if self.settings.proxies else None
         else:
             self.aim = Whitening(**{name: part.to(self.world.device) for name, part in stored.groups["aim"].items()})
-            head, cell_map, some = (stored.groups["learner"].get(name) for name in ("head", "cell_map", "proxies"))
-        self.learner = _Learner(self.student, head, cell_map, some).to(self.world.device)
+            head, cell_map = (stored.groups["learner"].get(name) for name in ("head", "cell_map"))
+        self.learner = _Learner(self.student, head, cell_map).to(self.world.device)
+        # Apart from the learner: every process compares everyone's pictures with them, and so changes them alike.
+        some = torch.randn(self.pictures.count, self.student.dim) if self.settings.proxies else torch.zeros(0)
+        self.proxies = nn.Parameter(self.world.from_first(some.to(self.world.device)))
         self.optimizer = self._optimizer()
         nothing = torch.zeros(0, self.student.dim), torch.zeros(0, dtype=torch.int64)
         self.recent = _Recent(*(part.to(self.world.device) for part in nothing))
@@ -233,15 +231,13 @@ class _Training:
         return token_map(seen, settings.ridge)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        proxies = self.learner.proxies
-        shared = [part for part in self.learner.parameters() if part.ndim > 1 and part is not proxies]
+        shared = [part for part in self.learner.parameters() if part.ndim > 1]
         single = [part for part in self.learner.parameters() if part.ndim <= 1]
         groups = [
             {"params": shared, "weight_decay": self.settings.weight_decay},
             {"params": single, "weight_decay": 0.0},
+            {"params": [self.proxies], "weight_decay": 0.0, "relative": self.settings.proxies_rate},
         ]
-        if proxies is not None:
-            groups.append({"params": [proxies], "weight_decay": 0.0, "relative": self.settings.proxies_rate})
         return torch.optim.AdamW(groups, lr=self.settings.rate)
 
     # -- learning ----------------------------------------------------------------------------------------------
@@ -259,6 +255,8 @@ class _Training:
         inputs = feed(self.pictures, self.sides, parts, self.size, settings.workers)
         for step in steps:
             began = time.perf_counter()
+            if settings.restart and step == settings.restart:
+                shared = self._shared()
             figures = self._update(shared, inputs, step)
             self.standing.step = step + 1
             looks = self.standing.step % settings.evaluate_every == 0 or self.standing.step == settings.steps
@@ -275,6 +273,9 @@ class _Training:
                 break
 
     def _shared(self) -> nn.Module:
+        convolutions = [part for part in self.student.backbone.modules() if isinstance(part, nn.Conv2d)]
+        for part in convolutions[: self.settings.frozen if self._is_again else 0]:
+            part.requires_grad_(False)
         if self.world.size == 1:
             return self.learner
         if self.world.device.type == "cuda":  # BatchNorm over the whole batch; torch has that for GPUs only
@@ -321,9 +322,8 @@ class _Training:
             found["tokens"] = token_loss(tokens[taught], goal_tokens)
         if self.settings.pairs:
             found["pairs"] = world.as_mean(self._pair_loss(everyone, inputs.things))
-        if self.learner.proxies is not None:
-            shown, temperature = inputs.things.to(device), self.settings.proxies_temperature
-            found["proxies"] = proxy_loss(embedding, shown, self.learner.proxies, temperature)
+        if self.settings.proxies:
+            found["proxies"] = world.as_mean(self._proxy_loss(everyone, inputs.things))
         said = self._said(inputs.captions)
         if said is not None:
             loss = caption_loss(everyone, world.gathered(said), self.settings.temperature)
@@ -336,9 +336,24 @@ class _Training:
         recent = self.recent
         loss = pair_loss(everyone, shown, recent.embeddings, recent.things, self.settings.pairs_temperature)
         # While the rate rises, what was embedded a few steps ago lies elsewhere already and would drive all away.
-        if self.standing.step >= self.settings.warm_up * self.settings.steps:
+        last = self.settings.cycle(self.settings.steps)
+        if self.standing.step >= last.start + self.settings.warm_up * len(last):
             recent.add(everyone, shown, self.settings.recent)
         return loss
+
+    def _proxy_loss(self, everyone: Tensor, things: Tensor) -> Tensor:
+        """Against all things; zero before the restart, until which they are put where they are seen."""
+        shown = self.world.gathered(things.to(self.world.device))
+        if self._is_again:
+            return proxy_loss(everyone, shown, self.proxies, self.settings.proxies_temperature)
+        known = (shown >= 0) & (shown < len(self.proxies))
+        self.proxies.data[shown[known]] = everyone.detach()[known]
+        return everyone.sum() * 0
+
+    @property
+    def _is_again(self) -> bool:
+        """Whether no restart is ahead."""
+        return self.standing.step >= self.settings.restart
 
     def _said(self, captions: Sequence[str] | None) -> Tensor | None:
         if captions is None or self.texts is None or not self.settings.captions:
@@ -390,6 +405,7 @@ class _Training:
             rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
         groups = {
             "learner": self.learner.state_dict(),
+            "proxies": {"directions": self.proxies},
             "best": self.best,
             "optimizer": moments(self.optimizer),
             "aim": {"centre": self.aim.centre, "projection": self.aim.projection},
@@ -402,6 +418,7 @@ class _Training:
         self.standing, self.best = stored.standing, dict(stored.groups["best"])
         self.recent = _Recent(**{name: part.to(self.world.device) for name, part in stored.groups["recent"].items()})
         self.learner.load_state_dict(stored.groups["learner"])
+        self.proxies.data.copy_(stored.groups["proxies"]["directions"])
         put_back(self.optimizer, stored.groups.get("optimizer", {}))
         torch.set_rng_state(stored.groups["rng"]["cpu"])
         if self.world.device.type == "cuda" and "cuda" in stored.groups["rng"]:

@@ -6,7 +6,7 @@ might remember; neighbours are found with the shipping encoder's own embeddings,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +53,7 @@ class Episode:
         answer: None where nothing answers the question.
         gold: which passage holds the answer; None where it is generated.
         fact: of that passage, the sentence that does.
+        alike: of each passage, the sentence and its answer that answer the same question about another thing, or None.
         query: what the entries' texts are compared with; of a second hop, what the first one found.
         kind: what it trains, for the figures.
     """
@@ -65,6 +66,7 @@ class Episode:
     fact: str
     query: str
     kind: str
+    alike: tuple[tuple[str, str] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class Episodes:
         self._weights = weights / weights.sum()
         self._told, self._half = told, half
         self._share_told = share_told if told is not None else 0.0
+        closed = [] if told is None else [answer in ("yes", "no") for _, answer, _ in told.questions]
+        parts = ([row for row, is_closed in enumerate(closed) if is_closed is part] for part in (True, False))
+        self._groups = [part for part in parts if part]
         self.dim = int(self._banks[0].embeddings.shape[2])
 
     def draw(self, rng: np.random.Generator) -> Episode:
@@ -125,14 +130,16 @@ class Episodes:
         near, cosines, products, cells = self._near(bank, thing, rng, kind == "removed")
         if kind == "removed" and rng.random() < 0.15:
             near = []  # nothing at all was taught
-        passages = list[Passage]()
+        passages, alike = list[Passage](), list[tuple[str, str] | None]()
         gold: int | None = None
         for row, cosine, product in zip(near, cosines, products, strict=False):
             if row == thing:
                 text, wanted = questions.told(wanted, facts, rng, silent=kind == "silent")
                 gold = len(passages)
+                alike.append(None if wanted.answer is None else (wanted.fact, wanted.answer))
             else:
-                text = self._other(bank, row, wanted, rng)
+                text, other = self._other(bank, row, wanted, rng)
+                alike.append(other)
             passages.append(Passage(text, float(cosine), product))
         has_answer = gold is not None and wanted.answer is not None
         return Episode(
@@ -144,6 +151,7 @@ class Episodes:
             wanted.fact if has_answer else "",
             wanted.question,
             kind if has_answer or kind != "reading" else "missed",
+            tuple(alike),
         )
 
     def _hops(self, bank: Bank, rng: np.random.Generator) -> Episode:
@@ -158,29 +166,32 @@ class Episodes:
         pairs = [questions.hops(answer, rng, self._half, its) for answer in answers]
         gold, mine = 0, pairs[0]
         strangers = rng.integers(len(bank.things), size=int(rng.integers(4, 24)))
-        explained = [
-            questions.hops(self._facts(bank, int(row), rng)[0].answer or "", rng, self._half, its).explained
-            for row in strangers
+        foreign = [
+            questions.hops(self._facts(bank, int(row), rng)[0].answer or "", rng, self._half, its) for row in strangers
         ]
+        explained = [pair.explained for pair in foreign]
         passages = [
             Passage(pair.shown, float(cosine), product)
             for pair, cosine, product in zip(pairs, cosines, products, strict=True)
         ]
         # The question's own words bring explanations too, but not of what is seen.
-        passages += [Passage(text) for text in explained[: int(rng.integers(_BESIDE + 1))]]
+        beside = foreign[: int(rng.integers(_BESIDE + 1))]
+        passages += [Passage(pair.explained) for pair in beside]
         kind = str(rng.choice(["code", "one hop", "two hops", "unexplained"], p=[0.25, 0.15, 0.45, 0.15]))
         if kind == "code":
-            return Episode(
-                mine.code_question, tuple(passages), cells, mine.code, gold, mine.shown, mine.code_question, kind
-            )
+            asked = mine.code_question
+            codes = (*((pair.shown, pair.code) for pair in pairs), *((pair.explained, pair.code) for pair in beside))
+            return Episode(asked, tuple(passages), cells, mine.code, gold, mine.shown, asked, kind, codes)
+        alike = [None] * len(pairs) + [(pair.explained, pair.answer) for pair in beside]
         if kind == "one hop":
-            return Episode(mine.question, tuple(passages), cells, None, None, "", mine.question, kind)
+            return Episode(mine.question, tuple(passages), cells, None, None, "", mine.question, kind, tuple(alike))
         others = [row for row in range(len(pairs)) if row != gold]
         chosen = [int(row) for row in rng.permutation(others)[: _EXPLAINED - (kind == "two hops")]]
         rows = [int(row) for row in rng.permutation([*chosen, *([gold] if kind == "two hops" else [])])]
         told = [pairs[row].explained for row in rows]
         shared = overlaps(mine.shown, [*told, *explained])  # what is rare shows among many
         place = len(passages) + rows.index(gold) if kind == "two hops" else None
+        alike += [(pairs[row].explained, pairs[row].answer) for row in rows]
         passages += [Passage(text, second_hop=True, overlap=share) for text, share in zip(told, shared, strict=False)]
         return Episode(
             mine.question,
@@ -191,6 +202,7 @@ class Episodes:
             mine.explained if place is not None else "",
             mine.shown,
             kind,
+            tuple(alike),
         )
 
     def _texts(self, bank: Bank, rng: np.random.Generator) -> Episode:
@@ -202,20 +214,23 @@ class Episodes:
             return self._reading(bank, rng, "reading")
         wanted = sure[int(rng.integers(len(sure)))]
         text, wanted = questions.told(wanted, facts, rng)
-        named = f"{bank.things[rows[0]].sentence}: {text}"
-        others = [f"{bank.things[row].sentence}: {self._other(bank, row, wanted, rng)}" for row in rows[1:]]
-        said = [named, *others]
+        assert wanted.answer is not None
+        told = [(text, (wanted.fact, wanted.answer)), *(self._other(bank, row, wanted, rng) for row in rows[1:])]
+        said = [f"{bank.things[row].sentence}: {text}" for row, (text, _) in zip(rows, told, strict=True)]
         order = [int(row) for row in rng.permutation(len(said))]
         cells = bank.cells[rows[int(rng.integers(len(rows)))], 0]
         if rng.random() < 0.5:  # a question without a picture
             cells = np.zeros_like(cells)
         passages = tuple(Passage(said[row]) for row in order)
         gold = order.index(0)
-        return Episode(wanted.question, passages, cells, wanted.answer, gold, wanted.fact, wanted.question, "texts")
+        asked, alike = wanted.question, tuple(told[row][1] for row in order)
+        return Episode(asked, passages, cells, wanted.answer, gold, wanted.fact, asked, "texts", alike)
 
     def _picture_alone(self, rng: np.random.Generator) -> Episode:
         assert self._told is not None
-        question, answer, picture = self._told.questions[int(rng.integers(len(self._told.questions)))]
+        # Three of four questions want a yes or no, which needs all that the other ones teach: as many of each.
+        group = self._groups[int(rng.integers(len(self._groups)))]
+        question, answer, picture = self._told.questions[group[int(rng.integers(len(group)))]]
         passages: list[Passage] = []
         if rng.random() < 0.4:
             bank, query = self._banks[int(rng.integers(len(self._banks)))], self._told.embeddings[picture]
@@ -227,7 +242,8 @@ class Episodes:
                 text, _ = questions.told(facts[int(rng.integers(len(facts)))], facts, rng)
                 passages.append(Passage(text, float(cosines[place]), vectors[place] * query.astype(np.float32)))
         cells = self._told.cells[picture]
-        return Episode(question, tuple(passages), cells, answer, None, "", question, "picture")
+        nowhere = (None,) * len(passages)
+        return Episode(question, tuple(passages), cells, answer, None, "", question, "picture", nowhere)
 
     # -- their parts -------------------------------------------------------------------------------------------
 
@@ -266,28 +282,34 @@ class Episodes:
             for fact in facts
         ]
 
-    def _other(self, bank: Bank, row: int, wanted: Asked, rng: np.random.Generator) -> str:
-        """What another thing's entry says: mostly it has a fact of the kind that is asked for as well."""
+    def _other(
+        self, bank: Bank, row: int, wanted: Asked, rng: np.random.Generator
+    ) -> tuple[str, tuple[str, str] | None]:
+        """What another thing's entry says, mostly a fact of the kind that is asked for as well; see ``alike``."""
         facts = self._facts(bank, row, rng)
         alike = [fact for fact in facts if fact.kind == wanted.kind]
         first = alike[0] if alike and rng.random() < 0.8 else facts[int(rng.integers(len(facts)))]
-        return questions.told(first, facts, rng)[0]
+        text, _ = questions.told(first, facts, rng)
+        there = [fact for fact in alike if fact.answer is not None and fact.fact.casefold() in text.casefold()]
+        return text, (there[0].fact, there[0].answer or "") if there else None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Episodes as tensors; n of them, b blocks of t tokens, a words, m = b t + cells places.
+    """Episodes as tensors; n of them, b blocks of t tokens, a words, m places that are filled.
 
     Attributes:
         tokens, roles: int64 [n, b, t].
         features: float32 [n, b, features].
         products: float32 [n, b, dim].
         cells: float32 [n, cells, channels].
+        places: int64 [n, m], see ``FusionDecoder.read``.
         source: int64 [n, m].
         last: int64 [n, a], START and the answer.
         wanted: int64 [n, a], the answer and END; PAD after it.
         continues: float32 [n, a, m, 2].
         right: float32 [n, a, m].
+        marks: float32 [n, m, 2], see ``model.marked``.
         kinds: of the episodes.
     """
 
@@ -296,12 +318,21 @@ class Batch:
     features: Tensor
     products: Tensor
     cells: Tensor
+    places: Tensor
     source: Tensor
     last: Tensor
     wanted: Tensor
     continues: Tensor
     right: Tensor
+    marks: Tensor
     kinds: tuple[str, ...]
+
+    def everywhere(self, row: int, step: int) -> NDArray[np.float32]:
+        """``continues`` of an episode's step as the shipped graphs take it, float32 [1, b t + cells, 2]."""
+        found = np.zeros((self.tokens[row].numel() + self.cells.shape[1], 2), np.float32)
+        filled = self.places[row] >= 0
+        found[self.places[row][filled].numpy()] = self.continues[row, step][filled].numpy()
+        return found[None]
 
 
 def collated(episodes: Sequence[Episode], tokenizer: Tokenizer, texts: Texts, dim: int, longest: int) -> Batch:
@@ -319,13 +350,14 @@ def collated(episodes: Sequence[Episode], tokenizer: Tokenizer, texts: Texts, di
     b, t = max(len(p.tokens) for p in prompts), max(p.tokens.shape[1] for p in prompts)
     n, cells = len(episodes), episodes[0].cells.shape[0]
     answers = [_answer(episode, tokenizer, t)[:longest] for episode in episodes]
-    a, m = max(map(len, answers)), b * t + cells
+    a, whole = max(map(len, answers)), b * t + cells
 
     tokens, roles = np.full((n, b, t), PAD, np.int64), np.zeros((n, b, t), np.int64)
     features = np.zeros((n, b, prompts[0].features.shape[1]), np.float32)
     products = np.zeros((n, b, dim), np.float32)
     last, wanted = np.full((n, a), PAD, np.int64), np.full((n, a), PAD, np.int64)
-    right = np.zeros((n, a, m), np.float32)
+    right, goes_on = np.zeros((n, a, whole), np.float32), np.zeros((n, a, whole, 2), np.float32)
+    marks = np.zeros((n, whole, 2), np.float32)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         blocks, length = prompt.tokens.shape
         tokens[row, :blocks, :length], roles[row, :blocks, :length] = prompt.tokens, prompt.roles
@@ -335,22 +367,32 @@ def collated(episodes: Sequence[Episode], tokenizer: Tokenizer, texts: Texts, di
         for step, (_, place) in enumerate(answer):
             if place is not None:
                 right[row, step, place] = 1
+        for begin, after in _spans(episodes[row], tokenizer, t):
+            marks[row, begin, 0] = marks[row, after, 1] = 1
     source = np.concatenate([tokens.reshape(n, -1), np.full((n, cells), PAD, np.int64)], axis=1)
-    goes_on = np.zeros((n, a, m, 2), np.float32)
     for row in range(n):
         pairs = np.stack([np.concatenate([[PAD], last[row, :-1]]), last[row]], axis=1)
         goes_on[row] = continues(source[row], pairs)
+    filled = np.concatenate([tokens.reshape(n, -1) != PAD, np.ones((n, cells), bool)], axis=1)
+    places = np.full((n, int(filled.sum(1).max())), -1, np.int64)
+    for row in range(n):
+        there = np.flatnonzero(filled[row])
+        places[row, : len(there)] = there
+    at = np.where(places < 0, whole - 1, places)  # a cell, which is never copied
+    rows = np.arange(n)[:, None]
     return Batch(
         tokens=torch.from_numpy(tokens),
         roles=torch.from_numpy(roles),
         features=torch.from_numpy(features),
         products=torch.from_numpy(products),
         cells=torch.from_numpy(np.stack([episode.cells for episode in episodes]).astype(np.float32)),
-        source=torch.from_numpy(source),
+        places=torch.from_numpy(places),
+        source=torch.from_numpy(source[rows, at]),
         last=torch.from_numpy(last),
         wanted=torch.from_numpy(wanted),
-        continues=torch.from_numpy(goes_on),
-        right=torch.from_numpy(right),
+        continues=torch.from_numpy(goes_on.transpose(0, 2, 1, 3)[rows, at].transpose(0, 2, 1, 3)),
+        right=torch.from_numpy(right.transpose(0, 2, 1)[rows, at].transpose(0, 2, 1)),
+        marks=torch.from_numpy(marks[rows, at]),
         kinds=tuple(episode.kind for episode in episodes),
     )
 
@@ -378,32 +420,40 @@ def _answer(episode: Episode, tokenizer: Tokenizer, t: int) -> list[tuple[int, i
     if episode.answer is None:
         return [(NONE, None), (END, None)]
     if episode.gold is not None:
-        copied = _copied(episode, tokenizer, episode.gold)
-        if copied is not None:
-            asked = len(tokenizer.encode(episode.question, add_special_tokens=False).ids[:LONGEST_QUESTION]) + 1
-            block = (episode.gold + 1) * t + asked
-            return [*((word, block + place) for word, place in copied), (END, None)]
+        copied = _copied(episode, episode.gold, (episode.fact, episode.answer), tokenizer, t)
+        if copied:
+            return [*copied, (END, None)]
     return [*((word, None) for word in tokenizer.encode(episode.answer, add_special_tokens=False).ids), (END, None)]
 
 
-def _copied(episode: Episode, tokenizer: Tokenizer, gold: int) -> list[tuple[int, int]] | None:
-    """The answer as the passage has it: its tokens and their places; None where it was cut off."""
-    text, fact, answer = (part.casefold() for part in (episode.passages[gold].text, episode.fact, episode.answer or ""))
+def _spans(episode: Episode, tokenizer: Tokenizer, t: int) -> Iterator[tuple[int, int]]:
+    """Where each entry's answer begins and where what follows begins, in blocks of ``t``; see ``Episode.alike``."""
+    for row, said in enumerate(episode.alike):
+        copied = [] if said is None else _copied(episode, row, said, tokenizer, t)
+        if copied:
+            yield copied[0][1], copied[-1][1] + 1
+
+
+def _copied(episode: Episode, row: int, said: tuple[str, str], tokenizer: Tokenizer, t: int) -> list[tuple[int, int]]:
+    """The answer to ``said`` (fact and answer) as a passage has it: tokens and places; none where it was cut off."""
+    text, fact, answer = (part.casefold() for part in (episode.passages[row].text, *said))
     start = text.find(fact)
     if start < 0 or answer not in fact:
-        return None
+        return []
     start += fact.rindex(answer)
     end = start + len(answer)
-    encoding = tokenizer.encode(episode.passages[gold].text, add_special_tokens=False)
+    encoding = tokenizer.encode(episode.passages[row].text, add_special_tokens=False)
     asked = len(tokenizer.encode(episode.question, add_special_tokens=False).ids[:LONGEST_QUESTION]) + 1
     found = [
-        (token, place)
+        (token, place + asked)
         for place, (token, (low, high)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True))
         if low < end and high > start
     ]
-    while found and not text[encoding.offsets[found[0][1]][0] : encoding.offsets[found[0][1]][1]].strip():
+    while found and not text[slice(*encoding.offsets[found[0][1] - asked])].strip():
         found = found[1:]  # the space before a number is a piece of its own
-    return found if found and found[-1][1] + asked < LONGEST_BLOCK else None
+    if not found or found[-1][1] >= LONGEST_BLOCK:
+        return []
+    return [(token, (row + 1) * t + place) for token, place in found]
 
 
 def _blurred(query: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -174,7 +174,7 @@ def agreement(
     same = []
     try:
         for batch in batches:
-            words, copies = training.predicted(decoder, batch)
+            words, copies, _ = training.predicted(decoder, batch)
             best = spread(words, copies, batch.source).argmax(2)
             for row in range(len(batch.kinds)):
                 wanted = int((batch.wanted[row] != 0).sum())
@@ -185,19 +185,19 @@ def agreement(
                 fixed = dict(zip(outputs, reads.run(feeds, outputs), strict=True))
                 shape = decoder.shape
                 keys = values = np.zeros((shape.writers, 1, shape.heads, 0, shape.width // shape.heads), np.float32)
-                chosen = []
+                chosen, source = [], batch.tokens[row].flatten().numpy()
                 for place in range(wanted):
                     feeds = {
                         "last": batch.last[row, place : place + 1].numpy(),
                         "position": np.array([place], np.int64),
                         "past_keys": keys,
                         "past_values": values,
-                        "continues": batch.continues[row : row + 1, place].numpy(),
+                        "continues": batch.everywhere(row, place),
                         **fixed,
                     }
                     said, copied, keys, values = writes.run(feeds, ("words", "copies", "new_keys", "new_values"))
                     chances = np.asarray(said[0], np.float64)
-                    np.add.at(chances, batch.source[row].numpy(), copied[0])
+                    np.add.at(chances, source, copied[0, : len(source)])
                     chosen.append(int(chances.argmax()))
                 same.append(chosen == best[row, :wanted].tolist())
     finally:
@@ -219,7 +219,7 @@ def _silences(decoder: FusionDecoder, batches: Sequence[Batch]) -> tuple[NDArray
     decoder.eval()
     silences, answerable = [], []
     for batch in batches:
-        words, _ = training.predicted(decoder, batch)
+        words, _, _ = training.predicted(decoder, batch)
         silences += words[:, 0, NONE].tolist()
         answerable += (batch.wanted[:, 0] != NONE).tolist()
     return np.array(silences), np.array(answerable)

@@ -1,7 +1,8 @@
 """The decoder: reads a question with each retrieved entry, looks at the picture, and writes or copies words.
 
 Blocks are read one by one and written from together (fusion in the decoder, Izacard & Grave 2021, arXiv:2007.01282);
-the output is a mixture of generating and copying (See et al. 2017, arXiv:1704.04368).
+the output is a mixture of generating and copying (See et al. 2017, arXiv:1704.04368). Pointer and attention are told
+where a copy would go on, so that one that has begun is followed, and its end is seen.
 """
 
 from __future__ import annotations
@@ -89,12 +90,21 @@ class FusionDecoder(nn.Module):
         self.sought, self.pointer = nn.Linear(width, width), nn.Linear(width, width)
         self.going_on = nn.Linear(width, 2)
         self.gate = nn.Linear(width, 1)
+        self.marks = nn.Linear(width, 2)  # for training alone, see ``marked``
         for table in (self.words, self.roles, self.places, self.steps):
             nn.init.normal_(table.weight, std=0.05)
         with torch.no_grad():
             self.going_on.bias.fill_(3.0)  # a copy that has begun goes on, until something better is known
 
-    def read(self, tokens: Tensor, roles: Tensor, features: Tensor, products: Tensor, cells: Tensor) -> Read:
+    def read(
+        self,
+        tokens: Tensor,
+        roles: Tensor,
+        features: Tensor,
+        products: Tensor,
+        cells: Tensor,
+        places: Tensor | None = None,
+    ) -> Read:
         """Read n questions of b blocks each (see ``layout.Prompt``).
 
         Args:
@@ -103,6 +113,8 @@ class FusionDecoder(nn.Module):
             features: float32 [n, b, len(FEATURES)].
             products: float32 [n, b, dim].
             cells: float32 [n, cells, channels].
+            places: int64 [n, m], those of the b t + cells places that are filled, -1 after the last; None takes them
+                all. In a batch most are empty, and reading takes half the time without them.
         """
         n, b, t = tokens.shape
         width = self.shape.width
@@ -116,16 +128,17 @@ class FusionDecoder(nn.Module):
         asked = torch.cat([x[:, 0], seen], dim=1)
         asked_mask = torch.cat([mask[:, 0], torch.full_like(seen[..., 0], unseen)], dim=1)
         told, told_mask = x[:, 1:].reshape(-1, t, width), mask[:, 1:].reshape(-1, t)
-        # In a batch most questions have fewer entries than the longest one; nothing is read there.
-        filled = torch.nonzero((roles[:, 1:] != EMPTY).any(2).flatten())[:, 0] if self.training else None
-        given, given_mask = (told, told_mask) if filled is None else (told[filled], told_mask[filled])
-        for reader in self.readers:
-            asked, given = reader(asked, asked_mask), reader(given, given_mask)
-        told = (given if filled is None else told.index_copy(0, filled, given)).reshape(n, -1, width)
-        memory = self.read_norm(torch.cat([asked[:, :t], told, asked[:, t:]], dim=1))
+        told = self._through(told, told_mask) if places is None else self._by_length(told, told_mask)
+        asked = self._through(asked, asked_mask)
+        memory = torch.cat([asked[:, :t], told.reshape(n, -1, width), asked[:, t:]], dim=1)
         whole = torch.cat([asked_mask[:, :t], told_mask.reshape(n, -1), asked_mask[:, t:]], dim=1)
-        taken = [writer.attended(memory) for writer in self.writers]  # type: ignore[operator]  # a ModuleList's
         copyable = torch.cat([whole[:, : b * t], torch.full_like(seen[..., 0], NEVER)], dim=1)
+        if places is not None:
+            at, nothing = places.clamp(min=0), (places < 0).to(x.dtype) * NEVER
+            memory = memory.gather(1, at[:, :, None].expand(-1, -1, width))
+            whole, copyable = whole.gather(1, at) + nothing, copyable.gather(1, at) + nothing
+        memory = self.read_norm(memory)
+        taken = [writer.attended(memory) for writer in self.writers]  # type: ignore[operator]  # a ModuleList's
         return Read(
             torch.stack([keys for keys, _ in taken]),
             torch.stack([values for _, values in taken]),
@@ -157,7 +170,7 @@ class FusionDecoder(nn.Module):
         keys, values = [], []
         for row, writer in enumerate(self.writers):
             x, own_keys, own_values = writer(
-                x, past_keys[row], past_values[row], causal, read.keys[row], read.values[row], read.mask
+                x, past_keys[row], past_values[row], causal, read.keys[row], read.values[row], read.mask, continues
             )
             keys.append(own_keys)
             values.append(own_values)
@@ -167,6 +180,24 @@ class FusionDecoder(nn.Module):
         gate = torch.sigmoid(self.gate(x))
         words = torch.softmax(x @ self.words.weight.T, dim=2) * (1 - gate)
         return words, torch.softmax(scores, dim=2) * gate, torch.stack(keys), torch.stack(values)
+
+    def _through(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Rows [n, t, width] and their mask [n, t] through the readers."""
+        for reader in self.readers:
+            x = reader(x, mask)
+        return x
+
+    def _by_length(self, x: Tensor, mask: Tensor, groups: int = 4) -> Tensor:
+        """The same, rows of alike length together and without their empty ends."""
+        lengths = (mask == 0).sum(1)
+        order = torch.argsort(lengths)
+        order = order[lengths[order] > 0]
+        found = []
+        for rows in order.chunk(groups):
+            longest = int(lengths[rows].max())
+            part = self._through(x[rows, :longest], mask[rows, :longest])
+            found.append(nn.functional.pad(part, (0, 0, 0, x.shape[1] - longest)))
+        return x.index_copy(0, order, torch.cat(found)) if found else x
 
     def nothing(self, n: int) -> Tensor:
         """The past of an answer without words, float32 [writers, n, heads, 0, width / heads]."""
@@ -230,6 +261,9 @@ class _Writer(nn.Module):
         self.own_key, self.own_value = nn.Linear(width, width), nn.Linear(width, width)
         self.norm, self.attention = nn.LayerNorm(width), _Attention(width, heads)
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.follows = nn.Linear(2, heads, bias=False)
+        with torch.no_grad():  # half of the heads begin where a copy would go on
+            self.follows.weight.copy_(torch.tensor([3.0, 0.0]).repeat(heads)[:heads, None].expand(-1, 2))
         self.feed = _feed_forward(width)
         self.dropout = nn.Dropout(dropout)
 
@@ -247,13 +281,15 @@ class _Writer(nn.Module):
         keys: Tensor,
         values: Tensor,
         mask: Tensor,
+        continues: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """X [n, a, width]; returns it with the own keys and values so far."""
         y, split = self.own_norm(x), self.own.split
         own_keys = torch.cat([past_keys, split(self.own_key(y))], dim=2)
         own_values = torch.cat([past_values, split(self.own_value(y))], dim=2)
         x = x + self.dropout(self.own(y, own_keys, own_values, causal))
-        x = x + self.dropout(self.attention(self.norm(x), keys, values, mask[:, None, None]))
+        followed = self.follows(continues).permute(0, 3, 1, 2) + mask[:, None, None]
+        x = x + self.dropout(self.attention(self.norm(x), keys, values, followed))
         return x + self.dropout(self.feed(x)), own_keys, own_values
 
 
@@ -283,6 +319,26 @@ def likelihood(words: Tensor, copies: Tensor, source: Tensor, wanted: Tensor) ->
     """
     copied = (copies * (source[:, None] == wanted[:, :, None])).sum(2)
     return words.gather(2, wanted[:, :, None])[:, :, 0] + copied
+
+
+def marked(decoder: FusionDecoder, read: Read, marks: Tensor) -> Tensor:
+    """How badly the places show what an entry answers, whichever entry is the right one.
+
+    Every entry of a memory teaches to read by it, not only the one that the answer is copied from.
+
+    Args:
+        decoder: whose ``marks`` tell.
+        read: of a batch.
+        marks: float32 [n, m, 2], 1 where an entry's answer begins, and where what follows it begins.
+
+    Returns:
+        The mean of the binary cross-entropy over the ones plus that over the zeros.
+    """
+    told = decoder.marks(read.pointers)
+    each = nn.functional.binary_cross_entropy_with_logits(told, marks, reduction="none")
+    there = (read.copyable == 0)[:, :, None].to(each.dtype)
+    ones, zeros = marks * there, (1 - marks) * there
+    return (each * ones).sum() / ones.sum().clamp(min=1) + (each * zeros).sum() / zeros.sum().clamp(min=1)
 
 
 def loss(

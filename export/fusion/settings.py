@@ -32,6 +32,7 @@ class FusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         clip: largest norm of the gradient.
         smoothing: share of the target that is spread over all words (Szegedy et al. 2016, arXiv:1512.00567).
         spots: weight of the loss on *where* is copied from, which episodes know.
+        marks: weight of the loss on where every entry's own answer begins and ends, see ``model.marked``.
         dropout: of the layers.
         views: scenes that each thing is encoded in before the training.
         evaluate_every: steps between looks at the held-out episodes, each of which writes a checkpoint.
@@ -55,6 +56,7 @@ class FusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     clip: Positive = 1.0
     smoothing: Share = 0.02
     spots: Annotated[float, Meta(ge=0)] = 0.5
+    marks: Annotated[float, Meta(ge=0)] = 0.5
     dropout: Share = 0.0
     views: Count = 3
     evaluate_every: Count = 100

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, Log, Standing, Stored, moments, put_back, read, write
 from edge_ravlm.export.fusion.episodes import Batch, Episodes, Texts, collated
-from edge_ravlm.export.fusion.model import FusionDecoder, loss, spread
+from edge_ravlm.export.fusion.model import FusionDecoder, Read, loss, marked, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.runtime.fusion.layout import NONE, PAD
 
@@ -100,7 +100,7 @@ def judge(decoder: FusionDecoder, batches: Sequence[Batch]) -> Figures:
     right, unknown, silent, losses = [], [], [], []
     kinds = [kind for batch in batches for kind in batch.kinds]
     for batch in batches:
-        words, copies = predicted(decoder, batch)
+        words, copies, _ = predicted(decoder, batch)
         losses.append(float(loss(words, copies, batch.source, batch.wanted, batch.right, 0.0, 0.0)))
         best = spread(words, copies, batch.source).argmax(2)
         right += ((best == batch.wanted) | (batch.wanted == PAD)).all(1).tolist()
@@ -119,15 +119,18 @@ def judge(decoder: FusionDecoder, batches: Sequence[Batch]) -> Figures:
     )
 
 
-def predicted(decoder: FusionDecoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """``words`` and ``copies`` of every step, with the right words before it; see ``FusionDecoder.write``."""
+def predicted(decoder: FusionDecoder, batch: Batch) -> tuple[Tensor, Tensor, Read]:
+    """``words`` and ``copies`` of every step, with the right words before it, and what was read.
+
+    See ``FusionDecoder.write``.
+    """
     n, a = batch.last.shape
-    read_ = decoder.read(batch.tokens, batch.roles, batch.features, batch.products, batch.cells)
+    read_ = decoder.read(batch.tokens, batch.roles, batch.features, batch.products, batch.cells, batch.places)
     position = torch.arange(a, device=batch.last.device)
     words, copies, _, _ = decoder.write(
         batch.last, position, decoder.nothing(n), decoder.nothing(n), read_, batch.continues
     )
-    return words, copies
+    return words, copies, read_
 
 
 class _Training:
@@ -206,8 +209,9 @@ class _Training:
     def _update(self, batch: Batch, step: int) -> dict[str, float]:
         settings = self.settings
         self.decoder.train()
-        words, copies = predicted(self.decoder, batch)
+        words, copies, read_ = predicted(self.decoder, batch)
         found = loss(words, copies, batch.source, batch.wanted, batch.right, settings.smoothing, settings.spots)
+        found = found + settings.marks * marked(self.decoder, read_, batch.marks)
         value = float(found.detach())
         if not math.isfinite(value):
             raise DataError(

@@ -224,7 +224,7 @@ def test_directions_bring_pictures_of_one_thing_together(tmp_path: Path):
     changes: dict[str, Any] = {"cosine": 0.0, "relational": 0.0, "tokens": 0.0, "pairs": 1e-6, "steps": 40}
     student = train(tmp_path / "a", proxies=1.0, evaluate_every=40, **changes)
     assert float(log(tmp_path / "a")[-1]["proxies"]) < float(log(tmp_path / "a")[0]["proxies"])
-    assert "learner/proxies" in load_file(tmp_path / "a" / CHECKPOINT)
+    assert "proxies/directions" in load_file(tmp_path / "a" / CHECKPOINT)
     assert not any("proxies" in name for name in student.state_dict())
 
 

@@ -173,7 +173,7 @@ def test_the_feed_keeps_the_order_and_resizes_for_both(tmp_path: Path, workers: 
 
 
 def test_a_student_may_begin_small_and_its_teacher_see_a_part_only():
-    sides = Sides(student=32, teacher=48, every=2, early=16, until=3)
+    sides = Sides(student=32, teacher=48, every=2, early=16, is_early=lambda step: step < 3)
     batch = ComposedScenes(made_up()).batch(0, 0, 4)
     assert sides.inputs(batch, 2).student.shape == (4, 16, 16, 3)
     assert sides.inputs(batch, 3).student.shape == (4, 32, 32, 3)

@@ -79,6 +79,26 @@ def test_copying_from_the_right_places_gives_the_answer(drawn: list[Episode], ba
     assert copied > DRAWN
 
 
+def test_every_entry_that_answers_the_question_for_its_own_thing_is_marked(
+    drawn: list[Episode], batch: Batch, tokenizer: Tokenizer
+):
+    length, seen = batch.tokens.shape[2], 0
+    for row, episode in enumerate(drawn):
+        begins = batch.places[row][batch.marks[row, :, 0] == 1].tolist()
+        ends = batch.places[row][batch.marks[row, :, 1] == 1].tolist()
+        owners = {place // length - 1: place for place in begins}
+        for passage, said in enumerate(episode.alike):
+            if said is None:
+                assert passage not in owners
+            elif passage in owners:
+                after = [place for place in ends if place > owners[passage]]
+                stop = min([*after, (passage + 2) * length])
+                words = batch.tokens[row].flatten()[owners[passage] : stop].tolist()
+                assert tokenizer.decode(words).strip().casefold() == said[1].casefold()
+                seen += passage != episode.gold
+    assert seen > DRAWN
+
+
 def test_copies_go_on_after_the_word_before(drawn: list[Episode], batch: Batch):
     for row, episode in enumerate(drawn):
         if episode.gold is not None and batch.right[row, 1].any():
