@@ -33,7 +33,7 @@ def export(
     """Distil, quantize, build and prove a bundle for a device.
 
     Args:
-        recipe: a TOML file, or the name of a recipe that ships: starter, show-once, smart-home, traffic,
+        recipe: a TOML file, or the name of a recipe that ships: starter, smart-home, traffic,
             clip-to-edge.
         target: the device's profile, for instance cpu-x86 or rtx-40.
         output: the bundle's folder; new or empty.

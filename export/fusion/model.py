@@ -125,13 +125,15 @@ class FusionDecoder(nn.Module):
         mask = (roles == EMPTY).to(x.dtype) * NEVER
         # The question alone is read together with the picture, the entries each for themselves.
         unseen = 0.0 if self.shape.kind == "attention" else NEVER
-        asked = torch.cat([x[:, 0], seen], dim=1)
-        asked_mask = torch.cat([mask[:, 0], torch.full_like(seen[..., 0], unseen)], dim=1)
+        q = t if places is None else int((roles[:, 0] != EMPTY).sum(1).max())
+        asked = torch.cat([x[:, 0, :q], seen], dim=1)
+        asked_mask = torch.cat([mask[:, 0, :q], torch.full_like(seen[..., 0], unseen)], dim=1)
         told, told_mask = x[:, 1:].reshape(-1, t, width), mask[:, 1:].reshape(-1, t)
         told = self._through(told, told_mask) if places is None else self._by_length(told, told_mask)
         asked = self._through(asked, asked_mask)
-        memory = torch.cat([asked[:, :t], told.reshape(n, -1, width), asked[:, t:]], dim=1)
-        whole = torch.cat([asked_mask[:, :t], told_mask.reshape(n, -1), asked_mask[:, t:]], dim=1)
+        question = asked[:, :q] if places is None else nn.functional.pad(asked[:, :q], (0, 0, 0, t - q))
+        memory = torch.cat([question, told.reshape(n, -1, width), asked[:, q:]], dim=1)
+        whole = torch.cat([mask[:, 0], told_mask.reshape(n, -1), asked_mask[:, q:]], dim=1)
         copyable = torch.cat([whole[:, : b * t], torch.full_like(seen[..., 0], NEVER)], dim=1)
         if places is not None:
             at, nothing = places.clamp(min=0), (places < 0).to(x.dtype) * NEVER

@@ -228,6 +228,40 @@ def test_directions_bring_pictures_of_one_thing_together(tmp_path: Path):
     assert not any("proxies" in name for name in student.state_dict())
 
 
+def test_a_restart_begins_again_with_its_rate_and_its_small_pictures():
+    chosen = settings(steps=30, restart=10, warm_up=0.2, rate=1.0, early_side=32, early=0.5)
+    rates = [learning_rate(chosen, step) for step in range(30)]
+    assert rates[1] == rates[13] == max(rates) == 1.0
+    assert rates[9] < 0.1 < rates[10] == 0.25
+    assert rates[29] < 0.02
+    assert [step for step in range(30) if chosen.is_early(step)] == [*range(5), *range(10, 20)]
+    assert not any(settings(steps=30, restart=10, early=0.5).is_early(step) for step in range(30))
+
+
+def test_until_a_restart_directions_are_put_where_things_are_seen(tmp_path: Path):
+    train(tmp_path, proxies=1.0, pairs=1.0, restart=6, evaluate_every=6)
+    lengths = load_file(tmp_path / CHECKPOINT)["proxies/directions"].norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(COLOURS), atol=1e-5)
+    assert {float(row["proxies"]) for row in log(tmp_path)} == {0.0}
+    train(tmp_path / "on", proxies=1.0, pairs=1.0, restart=4)
+    assert [float(row["proxies"]) > 0 for row in log(tmp_path / "on")] == [False] * 4 + [True] * 2
+
+
+def test_the_first_convolutions_rest_after_a_restart(tmp_path: Path):
+    def weights(folder: str, **changes: Any) -> list[Tensor]:
+        train(tmp_path / folder, restart=3, evaluate_every=1, relational=0.0, weight_decay=0.0, **changes)
+        stored = load_file(tmp_path / folder / CHECKPOINT)
+        return [stored[f"learner/student.{name}"] for name, part in convolutions() if part.ndim == 4]
+
+    def convolutions() -> list[tuple[str, Tensor]]:
+        return [(name, part) for name, part in toy_student().state_dict().items() if "backbone" in name]
+
+    before, free, resting = weights("a", steps=3), weights("b", steps=6), weights("c", steps=6, frozen=1)
+    changed = [not torch.equal(one, other) for one, other in zip(before, resting, strict=True)]
+    assert changed == [False] + [True] * (len(changed) - 1)
+    assert not torch.equal(before[0], free[0])
+
+
 def test_grids_are_resized_as_pictures_are():
     ramp = torch.arange(8.0).repeat(8, 1).flatten()[None, :, None]
     smaller = resized(ramp, 16).reshape(4, 4)
@@ -335,7 +369,7 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path, killed_after: i
         if done == killed_after:
             raise Killed
 
-    pairs: dict[str, Any] = {"pairs": 0.5, "recent": 12}
+    pairs: dict[str, Any] = {"pairs": 0.5, "recent": 12, "proxies": 0.5, "restart": 3, "frozen": 1}
     with pytest.raises(Killed):
         train(tmp_path / "killed", progress=kill, **pairs)
     steps: list[int] = []
@@ -412,7 +446,7 @@ def test_two_processes_with_half_batches_equal_one_with_the_whole(tmp_path: Path
 
 def train_shared(folder: Path, student: ImageStudent) -> None:
     """What ``torchrun`` runs: every loss, captions included."""
-    changes = settings(steps=4, rate=1e-3, accumulate=2, pairs=0.5, recent=12)
+    changes = settings(steps=4, rate=1e-3, accumulate=2, pairs=0.5, recent=12, proxies=0.5, restart=2, frozen=1)
     distil(student, ToyTeacher(), Blobs(captions=True), changes, folder, texts=texts)
 
 

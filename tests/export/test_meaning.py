@@ -35,12 +35,11 @@ SEEN = {"a red ball": RED, "the blue sky": BLUE}
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(plain: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The starter with a head that knows two pictures, and what to call them."""
-    starter = Bundle.open("starter")
-    manifest, flavor = starter.manifest, starter.manifest.flavor("cpu-u8")
-    text, tokenizer = starter.read(flavor.text.file), starter.read(manifest.tokenizer)
-    with load(starter, threads=1) as ravlm:
+    manifest, flavor = plain.manifest, plain.manifest.flavor("cpu-u8")
+    text, tokenizer = plain.read(flavor.text.file), plain.read(manifest.tokenizer)
+    with load(plain, threads=1) as ravlm:
         inputs = [ravlm._image.preprocess(Frame.of(shown), None) for shown in SEEN.values()]
         session = ravlm._image._session
         tokens = torch.from_numpy(np.concatenate([session.run({"image": one}, ("tokens",))[0] for one in inputs]))
@@ -51,7 +50,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     head.widen.bias.copy_(-apart @ middle)
     head.project.weight.copy_(torch.from_numpy(embed_texts(text, tokenizer, list(SEEN)).T))
     head.project.bias.zero_()
-    contents = {record.path: starter.read(record.path) for record in manifest.files}
+    contents = {record.path: plain.read(record.path) for record in manifest.files}
     graph = onnx.load_model_from_string(contents[flavor.image.file])
     contents[flavor.image.file] = with_meaning(graph, head, int8=True).SerializeToString()
     space = head.space(manifest.image_space, manifest.text_space)
@@ -95,8 +94,8 @@ def test_no_answer_comes_from_a_picture_of_which_nothing_was_said(ravlm: Ravlm) 
     assert {evidence.text for evidence in ravlm.ask(RED, "what is this?", budget_ms=600_000).evidence} <= {"my ball"}
 
 
-def test_a_memory_of_a_bundle_without_the_head_goes_on(bundle: Bundle, tmp_path: Path) -> None:
-    with load("starter", tmp_path / "old.memory", threads=1) as old:
+def test_a_memory_of_a_bundle_without_the_head_goes_on(bundle: Bundle, plain: Bundle, tmp_path: Path) -> None:
+    with load(plain, tmp_path / "old.memory", threads=1) as old:
         (known,) = old.memory.add([old.entry(RED, "grandmother's birthday present")])
     with load(bundle, tmp_path / "old.memory", threads=1, read_only=True) as reader:
         assert [hit.id for hit in reader.search(text="a birthday present")] == [known]
@@ -108,15 +107,17 @@ def test_a_memory_of_a_bundle_without_the_head_goes_on(bundle: Bundle, tmp_path:
         reembed(newer, newer.memory, lambda: None)
         assert newer.search(text="a red ball", k=1)[0].id == known
         assert newer.search(text="a red ball", k=1)[0].score > 0.9
-    with load("starter", tmp_path / "old.memory", threads=1) as old:
+    with load(plain, tmp_path / "old.memory", threads=1) as old:
         assert old.search(text="a birthday present", k=1)[0].id == known
 
 
-def test_pictures_of_which_nothing_was_said_are_exported_and_imported(ravlm: Ravlm, tmp_path: Path) -> None:
+def test_pictures_of_which_nothing_was_said_are_exported_and_imported(
+    ravlm: Ravlm, plain: Bundle, tmp_path: Path
+) -> None:
     ravlm.memory.add([ravlm.entry(RED, ""), ravlm.entry(BLUE, "the view from the attic")])
     assert export_memory(ravlm.memory, tmp_path / "list", lambda: None) == 2
     rows, base = read_rows(tmp_path / "list")
-    with load("starter", threads=1) as without:
+    with load(plain, threads=1) as without:
         outcome = import_rows(without, rows, base, lambda: None)
         assert (outcome.added, len(outcome.skipped)) == (1, 1)
     ravlm.forget([entry.id for entry in ravlm.memory.entries()])
@@ -124,10 +125,10 @@ def test_pictures_of_which_nothing_was_said_are_exported_and_imported(ravlm: Rav
     assert ravlm.search(text="a red ball", k=1)[0].text == ""
 
 
-def test_without_a_meaning_space_a_picture_needs_words_and_finds_none(tmp_path: Path) -> None:
-    with load("starter", threads=1) as starter:
+def test_without_a_meaning_space_a_picture_needs_words_and_finds_none(plain: Bundle, tmp_path: Path) -> None:
+    with load(plain, threads=1) as ravlm:
         with pytest.raises(UsageError, match="memory text"):
-            starter.entry(RED, "")
+            ravlm.entry(RED, "")
         with pytest.raises(UsageError, match=r"no meaning_space.*align\.sources"):
-            starter.search(picture=RED, of="text")
-    assert "meaning" not in open_memory(Bundle.open("starter"), tmp_path / "m").spaces
+            ravlm.search(picture=RED, of="text")
+    assert "meaning" not in open_memory(plain, tmp_path / "m").spaces

@@ -28,7 +28,7 @@ def test_the_recipes_that_ship_are_valid_and_name_things_that_exist(name: str) -
 
 
 def test_the_ones_that_docs_name_are_there() -> None:
-    assert {"starter", "show-once", "smart-home", "traffic", "clip-to-edge"} <= set(SHIPPED)
+    assert {"starter", "smart-home", "traffic", "clip-to-edge"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize(

@@ -161,10 +161,9 @@ def tokenizer(special: tuple[str, ...] = SPECIAL) -> Tokenizer:
     return made
 
 
-def build(folder: Path, *, special: tuple[str, ...] = SPECIAL, **changes: Any) -> Bundle:
+def build(plain: Bundle, folder: Path, *, special: tuple[str, ...] = SPECIAL, **changes: Any) -> Bundle:
     """The starter with the copying decoder."""
-    starter = Bundle.open("starter")
-    contents = {record.path: starter.read(record.path) for record in starter.manifest.files}
+    contents = {record.path: plain.read(record.path) for record in plain.manifest.files}
     words = tokenizer(special)
     spec = FusionSpec(
         tokenizer="fusion-tokenizer.json", entries=2, longest=12, abstain_above=0.9, layers=2, heads=2, width=4
@@ -172,16 +171,16 @@ def build(folder: Path, *, special: tuple[str, ...] = SPECIAL, **changes: Any) -
     files = ("models/fusion-prefill.cpu-u8.onnx", "models/fusion-step.cpu-u8.onnx")
     graphs = (graph(PREFILL), graph(STEP, words.get_vocab_size()))
     contents |= {spec.tokenizer: words.to_str().encode(), **dict(zip(files, graphs, strict=True))}
-    flavor = msgspec.structs.replace(starter.manifest.flavor("cpu-u8"), fusion=Fusion(*map(Model, files)))
+    flavor = msgspec.structs.replace(plain.manifest.flavor("cpu-u8"), fusion=Fusion(*map(Model, files)))
     manifest = msgspec.structs.replace(
-        starter.manifest, flavors={"cpu-u8": flavor}, fusion=msgspec.structs.replace(spec, **changes)
+        plain.manifest, flavors={"cpu-u8": flavor}, fusion=msgspec.structs.replace(spec, **changes)
     )
     return write_bundle(folder, manifest, contents)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return build(tmp_path_factory.mktemp("talking") / "bundle")
+def bundle(plain: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build(plain, tmp_path_factory.mktemp("talking") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +277,8 @@ def test_when_time_is_up_it_gives_what_it_has(decoder: FusionDecoder, steps: int
     assert (written.confidence > 0) == (steps > 0)
 
 
-def test_the_longest_answer_is_the_manifests(tmp_path: Path) -> None:
-    short = FusionDecoder(build(tmp_path / "b", longest=2), "cpu-u8", threads=1)
+def test_the_longest_answer_is_the_manifests(plain: Bundle, tmp_path: Path) -> None:
+    short = FusionDecoder(build(plain, tmp_path / "b", longest=2), "cpu-u8", threads=1)
     written = write(short, {"blue box two": 0.9})
     assert (written.text, written.complete) == ("blue box", False)
 
@@ -290,10 +289,10 @@ def test_other_numbers_of_beams_are_refused(decoder: FusionDecoder, beams: int) 
         write(decoder, {}, beams=beams)
 
 
-def test_a_tokenizer_with_other_special_tokens_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_with_other_special_tokens_is_refused(plain: Bundle, tmp_path: Path) -> None:
     swapped = (*SPECIAL[:2], SPECIAL[3], SPECIAL[2], *SPECIAL[4:])
     with pytest.raises(BundleError, match=r"expected \[PAD\], .* got 0, 1, 3, 2, 4, 5"):
-        FusionDecoder(build(tmp_path / "b", special=swapped), "cpu-u8")
+        FusionDecoder(build(plain, tmp_path / "b", special=swapped), "cpu-u8")
 
 
 def test_a_closed_decoder_says_so(bundle: Bundle) -> None:
@@ -428,20 +427,25 @@ def test_other_numbers_of_hops_are_refused(ravlm: Ravlm, yard: Any, hops: int) -
         ravlm.ask(yard.open, BINS_QUESTION, generate=True, hops=hops)
 
 
-def test_words_asked_of_a_bundle_without_a_decoder_are_refused(starter: Ravlm, yard: Any) -> None:
-    with pytest.raises(BundleError, match="expected a fusion decoder in flavour cpu-u8, got none"):
-        starter.ask(yard.open, BINS_QUESTION, generate=True)
+def test_words_asked_of_a_bundle_without_a_decoder_are_refused(plain: Bundle, yard: Any) -> None:
+    with (
+        load(plain, threads=1) as mute,
+        pytest.raises(BundleError, match="expected a fusion decoder in flavour cpu-u8, got none"),
+    ):
+        mute.ask(yard.open, BINS_QUESTION, generate=True)
 
 
-def test_a_memory_serves_bundles_with_and_without_a_decoder(bundle: Bundle, tmp_path: Path, yard: Any) -> None:
-    with load("starter", tmp_path / "m", threads=1) as plain:
-        tell(plain, BINS)
+def test_a_memory_serves_bundles_with_and_without_a_decoder(
+    bundle: Bundle, plain: Bundle, tmp_path: Path, yard: Any
+) -> None:
+    with load(plain, tmp_path / "m", threads=1) as mute:
+        tell(mute, BINS)
     with load(bundle, tmp_path / "m", threads=1, budget_ms=GENEROUS_MS) as talks:
         assert talks.ask(yard.open, BINS_QUESTION, generate=True).text == BINS
 
 
 def test_the_command_line_generates_on_demand(
-    bundle: Bundle, tmp_path: Path, yard: Any, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, plain_folder: Path, tmp_path: Path, yard: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     memory, image = tmp_path / "m", tmp_path / "open.png"
     assert cv2.imwrite(str(image), yard.open)
@@ -459,15 +463,15 @@ def test_the_command_line_generates_on_demand(
                            (("--generate", "--hops", "2"), "generated")):  # fmt: skip
         code, out, _ = ask(folder, *options)
         assert (code, json.loads(out)["level"], json.loads(out)["text"]) == (0, level, BINS)
-    code, _, err = ask("starter", "--generate")
+    code, _, err = ask(str(plain_folder), "--generate")
     assert (code, "fusion decoder" in err) == (1, True)
 
 
 # -- the image encoder's other outputs -----------------------------------------------------------------------------
 
 
-def test_one_look_brings_what_the_bundle_has_a_use_for(bundle: Bundle, yard: Any) -> None:
-    for opened, cells in ((bundle, 49), (Bundle.open("starter"), 0)):
+def test_one_look_brings_what_the_bundle_has_a_use_for(bundle: Bundle, plain: Bundle, yard: Any) -> None:
+    for opened, cells in ((bundle, 49), (plain, 0)):
         encoder = ImageEncoder(opened, "cpu-u8", threads=1)
         pixels = encoder.preprocess(Frame(yard.open))
         look = encoder.look(pixels)
@@ -476,20 +480,19 @@ def test_one_look_brings_what_the_bundle_has_a_use_for(bundle: Bundle, yard: Any
         encoder.close()
 
 
-def test_the_meaning_of_a_picture_is_remembered_in_a_field_of_its_own(tmp_path: Path, yard: Any) -> None:
+def test_the_meaning_of_a_picture_is_remembered_in_a_field_of_its_own(plain: Bundle, tmp_path: Path, yard: Any) -> None:
     import onnx
 
-    starter = Bundle.open("starter")
-    contents = {record.path: starter.read(record.path) for record in starter.manifest.files}
-    file = starter.manifest.flavor("cpu-u8").image.file
+    contents = {record.path: plain.read(record.path) for record in plain.manifest.files}
+    file = plain.manifest.flavor("cpu-u8").image.file
     model = onnx.load_from_string(contents[file])
-    dim = starter.manifest.image_space.dim
+    dim = plain.manifest.image_space.dim
     model.graph.node.append(onnx.helper.make_node("Neg", ["embedding"], ["meaning"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("meaning", onnx.TensorProto.FLOAT, ["n", dim]))
     contents[file] = model.SerializeToString()
     space = Space(id="ab" * 32, dim=dim)
-    means = write_bundle(tmp_path / "b", msgspec.structs.replace(starter.manifest, meaning_space=space), contents)
-    with load("starter", tmp_path / "m", threads=1) as before:
+    means = write_bundle(tmp_path / "b", msgspec.structs.replace(plain.manifest, meaning_space=space), contents)
+    with load(plain, tmp_path / "m", threads=1) as before:
         old = before.remember(yard.closed, "the gate is closed")
     with load(means, tmp_path / "m", threads=1) as ravlm:
         new = ravlm.remember(yard.open, "the gate is open")

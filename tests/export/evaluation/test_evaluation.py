@@ -381,11 +381,16 @@ def small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("suite", ["home", "traffic"])
-def test_the_command_judges_the_starter_and_says_what_it_could_not(
-    suite: str, small_sets: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_command_judges_a_bundle_and_says_what_it_could_not(
+    suite: str,
+    plain_folder: Path,
+    small_sets: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     report = tmp_path / "report"
-    assert command(["eval", "starter", "--suite", suite, "--quick", "--report", str(report)]) == 0
+    assert command(["eval", str(plain_folder), "--suite", suite, "--quick", "--report", str(report)]) == 0
     shown = capsys.readouterr().out
     assert "show_once_recall1_heldout" in shown
     assert UNREAD in shown
