@@ -25,7 +25,7 @@ def image_graph(student: ImageStudent, preprocess: Preprocess) -> onnx.ModelProt
     Its convolutions are named after the backbone's modules, so that a report and a recipe can name them.
     """
     example = torch.zeros((2, preprocess.height, preprocess.width, 3), dtype=torch.uint8)
-    model = _traced(student.eval(), example)
+    model = _of_pictures(student.eval(), example)
     fold_padding(model.graph)
     for conv in [node for node in model.graph.node if node.op_type == "Conv"]:
         conv.name = conv.input[1].removeprefix("backbone.").removesuffix(".weight")
@@ -35,13 +35,13 @@ def image_graph(student: ImageStudent, preprocess: Preprocess) -> onnx.ModelProt
 
 def picture_graph(module: nn.Module, side: int, outputs: Sequence[str]) -> onnx.ModelProto:
     """Any network over ``image`` uint8 [n, side, side, 3] as ONNX."""
-    return _traced(module.eval(), torch.zeros((2, side, side, 3), dtype=torch.uint8), outputs)
+    return _of_pictures(module.eval(), torch.zeros((2, side, side, 3), dtype=torch.uint8), outputs)
 
 
 def teacher_graph(teacher: ImageTeacher, preprocess: Preprocess) -> bytes:
     """A teacher as ONNX with the input ``image``, to time it as a user would run it."""
     example = torch.zeros((2, preprocess.height, preprocess.width, 3), dtype=torch.uint8)
-    return bytes(_traced(_Embedding(teacher).eval(), example).SerializeToString())
+    return bytes(_of_pictures(_Embedding(teacher).eval(), example).SerializeToString())
 
 
 class _Embedding(nn.Module):
@@ -56,17 +56,27 @@ class _Embedding(nn.Module):
         return self._teacher.embed(pixels)
 
 
-def _traced(
-    module: nn.Module, example: torch.Tensor, outputs: Sequence[str] = ("embedding", "tokens")
+def traced(
+    module: nn.Module, example: tuple[torch.Tensor, ...], inputs: Sequence[str], outputs: Sequence[str], dynamic: Any
 ) -> onnx.ModelProto:
-    with warnings.catch_warnings():
+    """A network as ONNX, without traces of the machine that exported it.
+
+    Args:
+        module: in the mode that it is to be exported in.
+        example: its inputs; no tensor twice, for two inputs that are one tensor are traced as one.
+        inputs: their names.
+        outputs: the outputs' names.
+        dynamic: sizes that may change, as ``torch.export`` takes them.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)  # torch 2.13 warns of itself
+        warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)  # inputs share sizes
         program = torch.onnx.export(
             module,
-            (example,),
-            input_names=["image"],
+            example,
+            input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=({0: torch.export.Dim("n")},),
+            dynamic_shapes=dynamic,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -79,6 +89,12 @@ def _traced(
         del part.metadata_props[:]  # stack traces with paths of the machine that exported
         part.doc_string = ""
     return model
+
+
+def _of_pictures(
+    module: nn.Module, example: torch.Tensor, outputs: Sequence[str] = ("embedding", "tokens")
+) -> onnx.ModelProto:
+    return traced(module, (example,), ("image",), outputs, ({0: torch.export.Dim("n")},))
 
 
 def fold_padding(graph: onnx.GraphProto) -> None:

@@ -30,7 +30,7 @@ from edge_ravlm.export.data import scenes
 from edge_ravlm.export.data.captioned import SOURCES, captioned
 from edge_ravlm.export.onnx_graph import image_graph, picture_graph
 from edge_ravlm.export.parity import recall
-from edge_ravlm.export.pipeline import embed_texts
+from edge_ravlm.export.parts import embed_texts
 from edge_ravlm.export.students import STUDENTS
 from edge_ravlm.export.students.image import ImageStudent
 from edge_ravlm.preprocess import Preprocess

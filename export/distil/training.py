@@ -43,6 +43,7 @@ from edge_ravlm.export.distil.pictures import Batch, Pictures
 from edge_ravlm.export.distil.settings import DistilSettings
 from edge_ravlm.export.distil.targets import Texts, aim_at, caption_vectors, fit_inputs, look, start, token_map
 from edge_ravlm.export.distil.world import World, joined
+from edge_ravlm.export.schedule import warm_cosine
 from edge_ravlm.export.students.image import ImageStudent
 from edge_ravlm.export.students.whitening import Whitening
 from edge_ravlm.export.teachers import ImageTeacher
@@ -101,12 +102,9 @@ def fingerprint(student: ImageStudent, teacher: ImageTeacher, settings: DistilSe
 
 
 def learning_rate(settings: DistilSettings, step: int) -> float:
-    """Of the update after ``step`` updates: in each cycle a line up, then a cosine down to zero."""
+    """Of the update after ``step`` updates."""
     cycle = settings.cycle(step)
-    done, warm = step - cycle.start, max(1, round(settings.warm_up * len(cycle)))
-    if done < warm:
-        return settings.rate * (done + 1) / warm
-    return settings.rate * (1 + math.cos(math.pi * (done - warm) / max(1, len(cycle) - warm))) / 2
+    return settings.rate * warm_cosine(step - cycle.start, len(cycle), settings.warm_up)
 
 
 class _Learner(nn.Module):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from edge_ravlm.export.fusion.model import NEVER, FusionDecoder, Read
-from edge_ravlm.export.onnx_graph import IR_VERSION, OPSET
+from edge_ravlm.export.onnx_graph import traced
 from edge_ravlm.runtime.fusion.layout import FEATURES
 
 PREFILL_OUTPUTS = ("keys", "values", "pointers", "mask")
@@ -26,13 +24,12 @@ def prefill_graph(decoder: FusionDecoder, cells: int) -> onnx.ModelProto:
     """The graph that reads; see ``runtime.fusion.decoder`` for its inputs and outputs."""
     shape, b, t = decoder.shape, 3, 11
     tokens = torch.ones((b, t), dtype=torch.int64)
-    # No tensor twice: two inputs that are one tensor are traced as one.
     example = (tokens, tokens.clone(), torch.zeros(b, len(FEATURES)), torch.zeros(b, shape.dim))
     seen = torch.zeros(1, cells, shape.channels)
     blocks, length = Dim("b", min=2, max=64), Dim("t", min=2, max=96)
     dynamic = ({0: blocks, 1: length}, {0: blocks, 1: length}, {0: blocks}, {0: blocks}, None)
     names = ["tokens", "roles", "features", "products", "cells"]
-    return _traced(_Prefill(decoder), (*example, seen), names, PREFILL_OUTPUTS, dynamic)
+    return traced(_Prefill(decoder).eval(), (*example, seen), names, PREFILL_OUTPUTS, dynamic)
 
 
 def step_graph(decoder: FusionDecoder, cells: int) -> onnx.ModelProto:
@@ -56,7 +53,7 @@ def step_graph(decoder: FusionDecoder, cells: int) -> onnx.ModelProto:
     dynamic = ({0: some}, None, {1: some, 3: before}, {1: some, 3: before}, {2: places}, {2: places})
     dynamic += ({0: places}, {0: places}, {0: some, 1: places})  # type: ignore[assignment]
     names = ["last", "position", "past_keys", "past_values", "keys", "values", "pointers", "mask"]
-    return _traced(_Step(decoder, cells), example, [*names, "continues"], STEP_OUTPUTS, dynamic)
+    return traced(_Step(decoder, cells).eval(), example, [*names, "continues"], STEP_OUTPUTS, dynamic)
 
 
 def with_small_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -118,38 +115,6 @@ class _Step(nn.Module):
             last[:, None], position, past_keys, past_values, read, continues[:, None]
         )
         return words[:, 0], copies[:, 0], new_keys, new_values
-
-
-def _traced(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: tuple[str, ...], dynamic: Any
-) -> onnx.ModelProto:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)  # torch 2.13 warns of itself
-        warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)  # inputs share sizes
-        program = torch.onnx.export(
-            module.eval(),
-            example,
-            input_names=inputs,
-            output_names=list(outputs),
-            dynamic_shapes=dynamic,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # it is only for dynamo=False
-    model = program.model_proto
-    model.ir_version = min(model.ir_version, IR_VERSION)
-    for part in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.value_info,
-    ):
-        del part.metadata_props[:]  # stack traces with paths of the machine that exported
-        part.doc_string = ""
-    return model
 
 
 def _used(model: onnx.ModelProto, domain: str) -> bool:

@@ -22,6 +22,7 @@ from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, Log, Standing, 
 from edge_ravlm.export.fusion.episodes import Batch, Episodes, Texts, collated
 from edge_ravlm.export.fusion.model import FusionDecoder, Read, loss, marked, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
+from edge_ravlm.export.schedule import warm_cosine
 from edge_ravlm.runtime.fusion.layout import NONE, PAD
 
 Done = Callable[[int, int], None]
@@ -219,7 +220,7 @@ class _Training:
             )
         torch.autograd.backward(found)
         nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip)
-        rate = learning_rate(settings, step)
+        rate = settings.rate * warm_cosine(step, settings.steps, settings.warm_up)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -246,14 +247,6 @@ class _Training:
         self.decoder.load_state_dict(stored.groups["decoder"])
         put_back(self.optimizer, stored.groups.get("optimizer", {}))
         torch.set_rng_state(stored.groups["rng"]["cpu"])
-
-
-def learning_rate(settings: FusionSettings, step: int) -> float:
-    """Of the update after ``step`` updates: a line up, then a cosine down to zero."""
-    warm = max(1, round(settings.warm_up * settings.steps))
-    if step < warm:
-        return settings.rate * (step + 1) / warm
-    return settings.rate * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm))) / 2
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:

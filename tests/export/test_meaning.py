@@ -15,7 +15,7 @@ import torch
 from edge_ravlm.bundle import Bundle, write_bundle
 from edge_ravlm.errors import UsageError
 from edge_ravlm.export.align.head import Meaning, with_meaning
-from edge_ravlm.export.pipeline import embed_texts
+from edge_ravlm.export.parts import embed_texts
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import UNKNOWN
 from edge_ravlm.runtime.pipeline import Ravlm, load, open_memory
