@@ -90,11 +90,6 @@ class Prompt:
         """What can be copied, int64 [b * t]: the tokens in one row; PAD cannot."""
         return self.tokens.reshape(-1)
 
-    def owner(self, place: int) -> int:
-        """Which passage (from 0; -1 for the question alone) holds a place in ``source``."""
-        length: int = self.tokens.shape[1]
-        return int(place) // length - 1
-
 
 def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], dim: int) -> Prompt:
     """Lay out one question.
