@@ -19,6 +19,9 @@ from edge_ravlm.runtime.fusion.layout import EMPTY, FEATURES, LONGEST_BLOCK, PAD
 NEVER = -1e4
 """Added to the score of what must not be attended to; small enough for float16."""
 
+_READS, _WRITES = 2, 4
+"""Times that the feed-forward parts are wider than the rest: of all that is read there is much, of an answer little."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -243,7 +246,7 @@ class _Reader(nn.Module):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(width), _Attention(width, heads)
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
-        self.feed = _feed_forward(width)
+        self.feed = _feed_forward(width, _READS)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -266,7 +269,7 @@ class _Writer(nn.Module):
         self.follows = nn.Linear(2, heads, bias=False)
         with torch.no_grad():  # half of the heads begin where a copy would go on
             self.follows.weight.copy_(torch.tensor([3.0, 0.0]).repeat(heads)[:heads, None].expand(-1, 2))
-        self.feed = _feed_forward(width)
+        self.feed = _feed_forward(width, _WRITES)
         self.dropout = nn.Dropout(dropout)
 
     def attended(self, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,8 +298,9 @@ class _Writer(nn.Module):
         return x + self.dropout(self.feed(x)), own_keys, own_values
 
 
-def _feed_forward(width: int) -> nn.Module:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+def _feed_forward(width: int, times: int) -> nn.Module:
+    wide = times * width
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
 
 
 def spread(words: Tensor, copies: Tensor, source: Tensor) -> Tensor:
