@@ -115,6 +115,8 @@ class Ravlm:
         Returns:
             The entry's id.
         """
+        if text == "":  # ``entry`` may take a picture without words; teaching is naming
+            raise _nothing_said()
         return self.memory.add([self.entry(picture, text, answer=answer, tags=tags, region=region)])[0]
 
     def entry(
@@ -144,7 +146,7 @@ class Ravlm:
         )
         untold = picture is not None and not text and self.bundle.manifest.meaning_space is not None
         if not text.strip() and not untold:
-            raise UsageError("memory text", expected="a sentence", got="an empty one", do="say what the picture shows")
+            raise _nothing_said()
         vectors = {} if untold else {"text": self._text.embed([text])[0]}
         if picture is None:
             return replace(entry, vectors=vectors)
@@ -460,6 +462,10 @@ def spaces_of(bundle: Bundle) -> dict[str, Space]:
     manifest = bundle.manifest
     spaces = {"image": manifest.image_space, "text": manifest.text_space, "meaning": manifest.meaning_space}
     return {field: Space(space.id, space.dim) for field, space in spaces.items() if space is not None}
+
+
+def _nothing_said() -> UsageError:
+    return UsageError("memory text", expected="a sentence", got="an empty one", do="say what the picture shows")
 
 
 def _jpeg(pixels: Pixels) -> bytes:

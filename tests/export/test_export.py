@@ -19,7 +19,7 @@ from torch import nn
 import edge_ravlm
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, DataError
-from edge_ravlm.export import pipeline
+from edge_ravlm.export import parts, pipeline
 from edge_ravlm.export.align import fit
 from edge_ravlm.export.align.settings import AlignSettings
 from edge_ravlm.export.data.captioned import Captioned
@@ -112,12 +112,10 @@ def toy_teacher() -> Iterator[None]:
     spec["model"]["vocab"] |= {"[CLS]": size, "[SEP]": size + 1}
     teacher = ToyTeacher(json.dumps(spec).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "text_teacher", lambda _name: teacher)
+        patch.setattr(parts, "text_teacher", lambda _name: teacher)
         graphs: list[onnx.ModelProto] = []
-        traced = pipeline.image_graph
-        patch.setattr(
-            pipeline, "image_graph", lambda *a: graphs[0] if graphs else graphs.append(traced(*a)) or graphs[0]
-        )
+        traced = parts.image_graph
+        patch.setattr(parts, "image_graph", lambda *a: graphs[0] if graphs else graphs.append(traced(*a)) or graphs[0])
         yield
 
 
@@ -141,7 +139,7 @@ def made(base: Path, toy_teacher: None, tmp_path_factory: pytest.TempPathFactory
             export(base, out)
         assert not out.exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.static_text, "distil", stop)  # its result was kept
+        patch.setattr(parts.static_text, "distil", stop)  # its result was kept
         export(base, out)
     return out
 
@@ -220,7 +218,7 @@ def test_a_student_is_chosen_once_and_the_report_says_why(base: Path, tmp_path: 
     recipe = read_recipe(base / "recipe.toml")[0]
     changed = {"student": msgspec.structs.replace(recipe.student, kind="auto", budget_ms=7.0)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "choose_student", choose)
+        patch.setattr(parts, "choose_student", choose)
         with pytest.MonkeyPatch.context() as interrupted:
             interrupted.setattr(pipeline.parity, "judge", stop)
             with pytest.raises(KeyboardInterrupt):
@@ -245,10 +243,10 @@ def test_a_recipe_with_cut_outs_makes_a_bundle_that_finds_pictures_by_words(base
     align = AlignSettings(sources=("emoji",), hidden=16, steps=40, batch=3, dropout=(0.0, 0.0), classes=0.0)
     background = np.full((300, 300, 3), 90, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.captioned, "captioned", lambda _sources: things)
-        patch.setattr(pipeline.classes, "Classifier", Classifier)
+        patch.setattr(parts.captioned, "captioned", lambda _sources: things)
+        patch.setattr(parts.classes, "Classifier", Classifier)
         patch.setattr(fit, "class_vectors", lambda _embed: np.eye(5, 16, dtype=np.float32))
-        patch.setattr(pipeline, "material", lambda: (Material([], [background]), None))
+        patch.setattr(parts, "material", lambda: (Material([], [background]), None))
         bundle = export(base, tmp_path / "out", changed={"align": align})
     manifest = bundle.manifest
     assert manifest.meaning_space is not None
@@ -288,8 +286,8 @@ def test_captions_reach_the_training_with_the_text_student_that_ships(base: Path
 
     recipe = captioned(base, 120)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "image_teacher", lambda *_: object())
-        patch.setattr(pipeline, "distil", learn)
+        patch.setattr(parts, "image_teacher", lambda *_: object())
+        patch.setattr(parts, "distil", learn)
         with pytest.raises(KeyboardInterrupt):
             pipeline.export(recipe, b"captions", target("cpu-x86"), tmp_path / "out", base=base, bar=no_bar)
     said = given["batch"].captions
