@@ -44,7 +44,7 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         proxies_temperature: of that loss.
         proxies_rate: of the directions, relative to ``rate``.
         frozen: convolutions, counted from the picture on, that learn no more after the restart: they see edges and
-            colours, and their gradients are a third of a step's time.
+            colours, and their gradients are a third of the student's time (nine of EfficientNet-Lite0's).
         captions: weight of the contrastive loss against the captions' text embeddings, where there are captions.
         temperature: of that loss.
         whitening: exponent of the teacher's whitening: 0 keeps the spread of its directions, 1 levels it.

@@ -172,6 +172,13 @@ class _Training:
                 got=f"{settings.batch}",
                 do="change batch or accumulate",
             )
+        if settings.restart > settings.steps:
+            raise UsageError(
+                "distil.restart",
+                expected=f"at most {settings.steps}, the steps",
+                got=f"{settings.restart}",
+                do="lower it, or set 0 for none",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         self.student, self.teacher, self.pictures = student.to(world.device), teacher, pictures
         self.settings, self.folder, self.world, self.texts = settings, folder, world, texts

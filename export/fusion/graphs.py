@@ -50,8 +50,11 @@ def step_graph(decoder: FusionDecoder, cells: int) -> onnx.ModelProto:
         torch.zeros(n, m, 2),
     )
     some, before, places = Dim("n", max=16), Dim("p", max=256), Dim("m", max=8192)
-    dynamic = ({0: some}, None, {1: some, 3: before}, {1: some, 3: before}, {2: places}, {2: places})
-    dynamic += ({0: places}, {0: places}, {0: some, 1: places})  # type: ignore[assignment]
+    past_sizes, read_sizes = {1: some, 3: before}, {2: places}
+    dynamic = (
+        *({0: some}, None, past_sizes, past_sizes, read_sizes, read_sizes),
+        *({0: places}, {0: places}, {0: some, 1: places}),
+    )
     names = ["last", "position", "past_keys", "past_values", "keys", "values", "pointers", "mask"]
     return traced(_Step(decoder, cells).eval(), example, [*names, "continues"], STEP_OUTPUTS, dynamic)
 

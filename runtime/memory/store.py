@@ -247,7 +247,7 @@ class Store:
 
     def _entry(self, row: tuple[object, ...], tags: dict[str, Tag]) -> Entry:
         id_, text, answer, modality, time, flavor, thumbnail, crc = row
-        entry = Entry(id_, text, answer, tags, modality, time, flavor, thumbnail)  # type: ignore[arg-type]
+        entry = Entry(id_, text, answer, tags, modality, time, flavor, thumbnail)  # type: ignore[arg-type]  # SQLite's
         try:
             intact = _entry_crc(entry) == crc
         except (TypeError, ValueError):  # a value of another type than was written

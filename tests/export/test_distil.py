@@ -460,6 +460,11 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path: Path):
         train(tmp_path, accumulate=3)
 
 
+def test_a_restart_after_the_last_step_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"distil.restart: expected at most 6.*got 7"):
+        train(tmp_path, restart=7)
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="device 'mars'"):
         train(tmp_path, device="mars")
