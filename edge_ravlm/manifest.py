@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_ravlm.errors import BundleError
-from edge_ravlm.preprocess import Preprocess
+from edge_ravlm.preprocess import Preprocess, Side
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -99,6 +99,23 @@ class FusionSpec(_Strict, frozen=True):
     layers: Positive
     heads: Positive
     width: Positive
+
+
+class Closer(_Strict, frozen=True):
+    """How the image encoder takes a second, closer look; see ``runtime.closer``.
+
+    Attributes:
+        side: of the cut-out's square input in pixels, smaller than the whole picture's.
+        margin: sides of the cut-out, as a multiple of the thing's.
+        studied: further margins, for what is taught.
+        x, y: gain and shift from the middle of the attention to the middle of the thing, in shares of a side.
+    """
+
+    side: Side
+    margin: Annotated[float, Meta(ge=1.0, le=8.0)]
+    studied: tuple[Annotated[float, Meta(ge=1.0, le=8.0)], ...] = ()
+    x: tuple[float, float] = (1.0, 0.0)
+    y: tuple[float, float] = (1.0, 0.0)
 
 
 class TensorInfo(_Strict, frozen=True):
@@ -210,7 +227,9 @@ class Manifest(_Strict, frozen=True):
             answers anything: ``.npz`` with ``pixels`` uint8 [n, h, w, 3] and ``embeddings`` float32 [n, dim].
         calibration_sha256: over the calibration pictures.
         fusion: the decoder that answers in words; None where no flavour has one.
-        meaning_space: of the image model's third output ``meaning``: the picture among texts. None without one.
+        meaning_space: of the image model's output ``meaning``: the picture among texts. None without one.
+        closer: how to look a second time, for which the image models take any input size and have the outputs
+            ``attention`` and ``extent``. None where one look has to do.
     """
 
     schema_version: int
@@ -231,6 +250,7 @@ class Manifest(_Strict, frozen=True):
     engines: tuple[Engine, ...] = ()
     fusion: FusionSpec | None = None
     meaning_space: Space | None = None
+    closer: Closer | None = None
 
     def required_files(self) -> set[str]:
         """The files that the manifest itself refers to; each has to be listed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -22,7 +23,6 @@ from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.voting import Ballot, vote
 
 Vectors = NDArray[np.float32]
-EmbedImage = Callable[[Sequence[Pixels]], Vectors]
 EmbedText = Callable[[Sequence[str]], Vectors]
 
 LOST = 0.01
@@ -90,9 +90,19 @@ class Quality(msgspec.Struct, frozen=True):
     strangers_joined: float
 
 
-def see(tasks: Sequence[Task], embed: EmbedImage) -> list[Seen]:
+class Embeds(Protocol):
+    """An image encoder as the runtime uses it; pictures uint8 [h, w, 3] BGR -> float32 [n, d]."""
+
+    def studied(self, pictures: Sequence[Pixels], /) -> Vectors:
+        """What is taught."""
+
+    def asked(self, pictures: Sequence[Pixels], /) -> Vectors:
+        """What is asked about."""
+
+
+def see(tasks: Sequence[Task], encoder: Embeds) -> list[Seen]:
     """Embed the tasks' pictures."""
-    return [_see(task, embed) for task in tasks]
+    return [_see(task, encoder) for task in tasks]
 
 
 def fit(tasks: Sequence[Seen], texts: TextPairs) -> Answering:
@@ -178,12 +188,12 @@ def answers(task: Seen, rules: Answering) -> NDArray[np.int64]:
     return np.where((sures >= rules.abstain_below) & (nears >= rules.image_floor), labels, -1)
 
 
-def _see(task: Task, embed: EmbedImage) -> Seen:
-    taught = embed([picture for picture, _ in task.taught])
+def _see(task: Task, encoder: Embeds) -> Seen:
+    taught = encoder.studied([picture for picture, _ in task.taught])
     states = [f"{state:03d}" for _, state in task.taught]  # ballots number their answers in sorted order
     truth = np.array([state for _, state in task.asked], np.int64)
-    asked = embed([picture for picture, _ in task.asked])
-    return Seen(Ballot.of(range(len(states)), states, taught), asked, truth, embed(task.foreign))
+    asked = encoder.asked([picture for picture, _ in task.asked])
+    return Seen(Ballot.of(range(len(states)), states, taught), asked, truth, encoder.asked(task.foreign))
 
 
 def _votes(

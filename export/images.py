@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data import datasets
-from edge_ravlm.export.data.scenes import at_most, material, object_scenes
+from edge_ravlm.export.data.scenes import Material, at_most, material, object_scenes
 from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures, Share, ThingScenes
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
 from edge_ravlm.export.recipe import SCENES, THINGS, Recipe
@@ -71,10 +71,18 @@ def things_training(seed: int) -> ThingScenes:
 
     Signs are most of it: they are told apart by the smallest details.
     """
-    stamps, _ = material()
-    signs, objects = datasets.traffic().train.material, datasets.home().train.material
+    signs, objects, stamps = _things()
     shares = (Share(signs, 0.6, mirrored=False, together=4), Share(objects, 0.2), Share(stamps, 0.2))
     return ThingScenes(shares, seed=seed)
+
+
+def materials(recipe: Recipe) -> list[Material]:
+    """Training parts of cut-outs with backgrounds, whose places in a scene are known."""
+    return _things() if recipe.images.source == THINGS else [material()[0]]
+
+
+def _things() -> list[Material]:
+    return [datasets.traffic().train.material, datasets.home().train.material, material()[0]]
 
 
 def fingerprint(pictures: Sequence[Pixels]) -> str:

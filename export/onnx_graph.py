@@ -18,6 +18,9 @@ from edge_ravlm.preprocess import Preprocess
 
 OPSET, IR_VERSION = 18, 10
 
+TINY = 1e-12
+"""Least length that a vector is divided by."""
+
 
 def image_graph(student: ImageStudent, preprocess: Preprocess) -> onnx.ModelProto:
     """The student as ONNX: input ``image`` uint8 [n, h, w, 3], outputs ``embedding`` and ``tokens``.
@@ -95,6 +98,68 @@ def _of_pictures(
     module: nn.Module, example: torch.Tensor, outputs: Sequence[str] = ("embedding", "tokens")
 ) -> onnx.ModelProto:
     return traced(module, (example,), ("image",), outputs, ({0: torch.export.Dim("n")},))
+
+
+def pooling(name: str, query: NDArray[np.float32]) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+    """What ``students.image.pooled`` does, as nodes on the output ``tokens``, with their constants.
+
+    They make ``{name}_weights`` [n, cells, 1] and ``{name}_features`` [n, channels].
+
+    Args:
+        name: in front of all names.
+        query: float32 [channels].
+    """
+    make = onnx.helper.make_node
+    nodes = [
+        make("MatMul", ["tokens", f"{name}.query"], [f"{name}_products"]),
+        make("Softmax", [f"{name}_products"], [f"{name}_weights"], axis=1),
+        make("Mul", ["tokens", f"{name}_weights"], [f"{name}_weighed"]),
+        make("ReduceSum", [f"{name}_weighed", f"{name}.axis"], [f"{name}_sum"], keepdims=0),
+        *unit_rows(name, f"{name}_sum", f"{name}_features"),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        f"{name}.query": query[:, None],
+        f"{name}.axis": np.array([1]),
+        f"{name}.tiny": np.array([TINY], np.float32),
+    }
+    return nodes, constants
+
+
+def unit_rows(name: str, source: str, target: str) -> list[onnx.NodeProto]:
+    """Rows of ``source`` at length 1, with the constants of ``pooling``."""
+    make = onnx.helper.make_node
+    return [
+        make("ReduceL2", [source, f"{name}.axis"], [f"{source}_length"], keepdims=1),
+        make("Max", [f"{source}_length", f"{name}.tiny"], [f"{source}_divisor"]),
+        make("Div", [source, f"{source}_divisor"], [target]),
+    ]
+
+
+def free_sides(model: onnx.ModelProto) -> None:
+    """Let an image graph take pictures of any size: what it was traced with is only written down in two places."""
+    graph = model.graph
+    for dim, name in zip(graph.input[0].type.tensor_type.shape.dim[1:3], ("h", "w"), strict=True):
+        dim.dim_param = name
+    tokens = next(output for output in graph.output if output.name == "tokens")
+    shape = tokens.type.tensor_type.shape.dim
+    channels = shape[2].dim_value
+    shape[1].dim_param = "cells"
+    del graph.value_info[:]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    cells = [node for node in graph.node if node.op_type == "Reshape" and _is_of_cells(constants, node, channels)]
+    if len(cells) != 1:
+        raise ValueError(f"{len(cells)} nodes make cells of a grid, one was expected")
+    name = f"{cells[0].input[1]}_of_any_size"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, channels, -1]), name))
+    cells[0].input[1] = name
+    del cells[0].attribute[:]  # ``allowzero`` would make an empty side of what is to be copied
+    prune(graph)
+    onnx.checker.check_model(model, full_check=True)
+
+
+def _is_of_cells(constants: Mapping[str, onnx.TensorProto], node: onnx.NodeProto, channels: int) -> bool:
+    shape = constants.get(node.input[1])
+    return shape is not None and onnx.numpy_helper.to_array(shape).tolist()[1:2] == [channels]
 
 
 def fold_padding(graph: onnx.GraphProto) -> None:

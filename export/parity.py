@@ -20,9 +20,10 @@ from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.export.answering import Quality, answers, see
 from edge_ravlm.export.judging import JudgeSet, prepared
 from edge_ravlm.frames import Pixels
-from edge_ravlm.manifest import Answering, Model
+from edge_ravlm.manifest import Answering, Closer, Model
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
+from edge_ravlm.runtime.encoders import Eye, Look
 
 Vectors = NDArray[np.float32]
 
@@ -106,15 +107,36 @@ class Embedder:
         model: the ONNX file's bytes.
         spec: its entry in the manifest.
         preprocess: of the bundle.
+        closer: of the bundle.
     """
 
     model: bytes
     spec: Model
     preprocess: Preprocess
+    closer: Closer | None = None
 
     def session(self) -> Session:
         """One thread, so that the figures do not depend on the machine's load."""
         return open_session(self.model, self.spec, threads=1)
+
+    def eye(self, *outputs: str) -> Eye:
+        """It as the runtime looks with it; to be closed."""
+        return Eye(self.session(), self.preprocess, self.closer, outputs)
+
+    def studied(self, pictures: Sequence[Pixels]) -> Vectors:
+        """Float32 [n, dim], as what is taught is embedded."""
+        return self._seen(pictures, lambda eye, pixels: eye.study(pixels))
+
+    def asked(self, pictures: Sequence[Pixels]) -> Vectors:
+        """Float32 [n, dim], as what is asked about is embedded."""
+        return self._seen(pictures, lambda eye, pixels: eye.closer_look(pixels))
+
+    def _seen(self, pictures: Sequence[Pixels], look: Callable[[Eye, Pixels], Look]) -> Vectors:
+        eye = self.eye()
+        try:
+            return np.stack([look(eye, pixels).embedding for pixels in prepared(pictures, self.preprocess)])
+        finally:
+            eye.close()
 
     def __call__(
         self, pictures: Sequence[Pixels], advance: Callable[[], object] = lambda: None, output: str = "embedding"

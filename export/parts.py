@@ -26,20 +26,21 @@ from edge_ravlm.export.data import captioned, corpus
 from edge_ravlm.export.data.scenes import material
 from edge_ravlm.export.distil import distil
 from edge_ravlm.export.fusion import making
-from edge_ravlm.export.images import SCENE_PACKAGES, Gathered
+from edge_ravlm.export.images import SCENE_PACKAGES, Gathered, materials
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import image_graph, picture_graph
 from edge_ravlm.export.quantize import quantizer
 from edge_ravlm.export.quantize.candidates import calibrations
 from edge_ravlm.export.recipe import AUTO, Recipe
 from edge_ravlm.export.students import STUDENTS, StudentKind, static_text
+from edge_ravlm.export.students import closer
 from edge_ravlm.export.students.choose import choose_student
 from edge_ravlm.export.students.image import ImageStudent, batched
 from edge_ravlm.export.students.static_text import StaticText
 from edge_ravlm.export.teachers import ImageTeacher, image_teacher, text_teacher
 from edge_ravlm.export.teachers.weights import package_source
-from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import (
+    Closer,
     Flavor,
     Fusion,
     Model,
@@ -51,6 +52,7 @@ from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.apps.demo import load_clip
 from edge_ravlm.runtime.backends import open_session
 from edge_ravlm.runtime.camera import open_camera
+from edge_ravlm.runtime.encoders import TOKENS
 from edge_ravlm.targets import Target
 
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
@@ -196,6 +198,19 @@ class Parts:
             )
         return fit(observed, query, wanted, self.recipe.seed)
 
+    @cached_property
+    def closer(self) -> closer.Fitted | None:
+        """What lets it look a second time; None where the recipe does without."""
+        wanted = self.recipe.closer
+        if not wanted.scenes:
+            return None
+        with (
+            self.bar("fitting the closer look", wanted.scenes) as advance,
+            looking(self.encoder, self.preprocess, "tokens") as tokens,
+        ):
+            query = self.student.query.detach().numpy()
+            return closer.fit(tokens, query, materials(self.recipe), wanted, self.recipe.seed, advance)
+
     # -- what ships --------------------------------------------------------------------------------------------
 
     @cached_property
@@ -205,8 +220,14 @@ class Parts:
 
     @cached_property
     def original(self) -> onnx.ModelProto:
-        """It with its meaning head, if it has one."""
-        return self.encoder if self.meaning is None else with_meaning(self.encoder, self.meaning, int8=False)
+        """It with its heads, if it has any."""
+        return self._with_heads(self.encoder, int8=False)
+
+    def _with_heads(self, model: onnx.ModelProto, *, int8: bool) -> onnx.ModelProto:
+        """An image graph with what reads its cells; ``int8`` stores the meaning's weights as bytes."""
+        # Bytes as weights of a floating-point product are ONNX Runtime's to unpack, not every engine's.
+        model = model if self.meaning is None else with_meaning(model, self.meaning, int8=int8)
+        return model if self.closer is None else closer.with_closer(model, self.closer)
 
     @cached_property
     def flavors(self) -> dict[str, Flavor]:
@@ -235,39 +256,38 @@ class Parts:
                     keep_float=self.recipe.quantize.keep_float.get(name, ()),
                     calibrations=calibrations(name, self.recipe.quantize.calibration),
                 )
-            if self.meaning is not None:
-                # Bytes as weights of a floating-point product are ONNX Runtime's to unpack, not every engine's.
-                quantized = with_meaning(quantized, self.meaning, int8=name == BASE)
-            found[flavor.image.file] = quantized.SerializeToString()
+            found[flavor.image.file] = self._with_heads(quantized, int8=name == BASE).SerializeToString()
         return found
 
     def embedder(self, flavor: str) -> parity.Embedder:
         """A shipped image model; ONNX Runtime stands in for a device's backend, with the options of its fallback."""
         spec = msgspec.structs.replace(self.flavors[flavor].image, backend="onnxruntime")
-        return parity.Embedder(self.models[spec.file], spec, self.preprocess)
+        return parity.Embedder(self.models[spec.file], spec, self.preprocess, self.constants)
 
     @cached_property
     def full(self) -> parity.Embedder:
         """The image student in full precision, as ONNX Runtime runs it best."""
-        return parity.Embedder(self.original.SerializeToString(), Model(file="original"), self.preprocess)
+        return parity.Embedder(
+            self.original.SerializeToString(), Model(file="original"), self.preprocess, self.constants
+        )
+
+    @property
+    def constants(self) -> Closer | None:
+        """Of the closer look, for the manifest."""
+        return None if self.closer is None else self.closer.constants
 
     @cached_property
     def decoder(self) -> making.Made | None:
         """The fusion decoder, trained on what the base flavour sees; None where the recipe wants none."""
         if not self.recipe.fusion.steps:
             return None
-        session = self.embedder(BASE).session()
-
-        def look(pictures: Sequence[Pixels]) -> tuple[Vectors, Vectors]:
-            seen = [session.run({"image": p}, ("embedding", "tokens")) for p in prepared(pictures, self.preprocess)]
-            return np.concatenate([one[0] for one in seen]), np.concatenate([one[1] for one in seen])
-
+        eye = self.embedder(BASE).eye(TOKENS)
         try:
             return making.make(
-                self.recipe.fusion, look, self.embed_texts, self.recipe.seed, self.work / "fusion", self.bar
+                self.recipe.fusion, eye, self.embed_texts, self.recipe.seed, self.work / "fusion", self.bar
             )
         finally:
-            session.close()
+            eye.close()
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """With the text model that ships."""
@@ -288,7 +308,11 @@ class Parts:
     def image_space(self) -> Space:
         """Named by the full-precision student."""
         weights = {name: tensor.numpy().tobytes() for name, tensor in self.student.state_dict().items()}
-        definition = {"preprocess": msgspec.to_builtins(self.preprocess), "output": "unit(project(unit(mean(grid))))"}
+        definition: dict[str, object] = {"preprocess": msgspec.to_builtins(self.preprocess)}
+        definition["output"] = "unit(project(unit(mean(grid))))"
+        if self.closer is not None:
+            definition["closer"] = msgspec.to_builtins(self.closer.constants)
+            weights["closer"] = self.closer.weights.tobytes()
         return Space(id=space_id(weights, definition), dim=self.recipe.student.dim)
 
     def text_space(self) -> Space:

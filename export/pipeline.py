@@ -236,6 +236,7 @@ class _Job:
             meaning_space=None
             if parts.meaning is None
             else parts.meaning.space(parts.image_space(), parts.text_space()),
+            closer=parts.constants,
         )
         return files, manifest
 

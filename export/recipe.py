@@ -14,6 +14,7 @@ from edge_ravlm.export.distil import DistilSettings
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.parity import Gate
 from edge_ravlm.export.students import STUDENTS
+from edge_ravlm.export.students.closer import CloserSettings
 from edge_ravlm.preprocess import Side
 
 AUTO = "auto"
@@ -116,6 +117,7 @@ class Recipe(_Strict, frozen=True):
     distil: DistilSettings = DistilSettings()
     text: Text = Text()
     align: AlignSettings = AlignSettings()
+    closer: CloserSettings = CloserSettings()
     quantize: Quantization = Quantization()
     fusion: FusionSettings = FusionSettings()
     gate: Gate = Gate()

@@ -13,20 +13,26 @@ from edge_ravlm.errors import UsageError
 from edge_ravlm.runtime.answer import Latency
 
 
+_NEWEST, _LATEST, _QUANTILE = 64, 5, 0.9
+"""Runs that a pace is made of, those that tell a drift, and the share that a bound covers."""
+
+
 class Deadline:
     """Times the stages of one answer against its budget.
 
     Args:
         budget_ms: what is allowed from capture to answer.
         started: ``captured_at`` of the frame, ``time.monotonic()`` seconds.
+        paces: what stages usually take; each that runs is added.
 
     Raises:
         UsageError: a budget that is not above zero, or a start that is yet to come: on another clock every answer
             would seem to be in time.
     """
 
-    def __init__(self, budget_ms: float, started: float) -> None:
+    def __init__(self, budget_ms: float, started: float, paces: Paces | None = None) -> None:
         self.budget_ms = check_budget(budget_ms)
+        self._paces = Paces() if paces is None else paces
         if not started <= time.monotonic():
             raise UsageError(
                 "frame",
@@ -39,13 +45,18 @@ class Deadline:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; one that runs again is added up."""
+        """Time a stage; one that runs again is added up, one that fails sets no pace."""
         start = time.perf_counter()
         try:
-            yield
+            with self._paces[name].run():
+                yield
         finally:
             spent = (time.perf_counter() - start) * 1e3
             self._stages_ms[name] = self._stages_ms.get(name, 0.0) + spent
+
+    def fits(self, *stages: str) -> bool:
+        """Whether these stages, one after the other, would most likely end in time."""
+        return self.left_ms() >= sum(self._paces[name].bound_ms for name in stages)
 
     def left_ms(self) -> float:
         """What is left of the budget; negative when it is spent."""
@@ -60,10 +71,14 @@ class Deadline:
 
 
 class Pace:
-    """What something usually takes on this machine: the median of its newest runs. Any thread may use it."""
+    """What something usually takes on this machine, by its newest runs. Any thread may use it.
 
-    def __init__(self) -> None:
-        self._spent_ms: deque[float] = deque(maxlen=32)
+    Args:
+        first_ms: what is known before the first run.
+    """
+
+    def __init__(self, first_ms: float | None = None) -> None:
+        self._spent_ms = deque[float]([] if first_ms is None else [first_ms], maxlen=_NEWEST)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -76,9 +91,35 @@ class Pace:
 
     @property
     def ms(self) -> float:
-        """Milliseconds; 0 before the first run."""
+        """The median, in milliseconds; 0 before the first run."""
         with self._lock:
             return statistics.median(self._spent_ms) if self._spent_ms else 0.0
+
+    @property
+    def bound_ms(self) -> float:
+        """What only one run in ten takes longer than, in milliseconds; 0 before the first run.
+
+        The newest runs alone count once they are slower than that: a machine that slowed down stays slow for a while.
+        """
+        with self._lock:
+            known = list(self._spent_ms)
+        if not known:
+            return 0.0
+        return max(sorted(known)[int(_QUANTILE * (len(known) - 1))], statistics.median(known[-_LATEST:]))
+
+
+class Paces:
+    """The pace of every stage, by its name."""
+
+    def __init__(self) -> None:
+        self._paces: dict[str, Pace] = {}
+
+    def __getitem__(self, stage: str) -> Pace:
+        return self._paces.setdefault(stage, Pace())
+
+    def start(self, stage: str, first_ms: float) -> None:
+        """What a stage is known to take before its first run."""
+        self._paces[stage] = Pace(first_ms)
 
 
 def check_budget(budget_ms: float) -> float:

@@ -6,7 +6,7 @@ import io
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,13 +16,19 @@ from tokenizers import Tokenizer
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.frames import Pixels
-from edge_ravlm.runtime.backends import open_session
+from edge_ravlm.manifest import Closer
+from edge_ravlm.preprocess import Preprocess
+from edge_ravlm.runtime.backends import Session, open_session
+from edge_ravlm.runtime.closer import ATTENTION, EXTENT, Focus, cut_out, find, together
 
 MAX_QUESTION = 1_000
 """Longest question in characters; the tokenizer would cut a longer one in silence."""
 
 GOLDEN_COSINE = 0.97
 """Least that a golden frame may have on any machine; the parity gate wants more, as a mean over many pictures."""
+
+EMBEDDING, TOKENS, MEANING = "embedding", "tokens", "meaning"
+"""Outputs of an image model; the first is always there."""
 
 Vector = NDArray[np.float32]
 
@@ -31,20 +37,81 @@ _NO_CELLS = np.empty((1, 0, 0), np.float32)
 
 @dataclass(frozen=True)
 class Look:
-    """What one run of the image encoder brings.
+    """What one or several runs of the image encoder bring.
 
     Attributes:
         embedding: float32 [dim], unit length, in the image space.
         cells: float32 [1, cells, width], what the fusion decoder reads; no cells where the flavour has no decoder.
         meaning: float32 [dim of the text space], unit length, in the meaning space; None where the bundle has none.
+        focus: where to look closer; None where the bundle cannot.
     """
 
     embedding: Vector
     cells: NDArray[np.float32]
     meaning: Vector | None = None
+    focus: Focus | None = None
 
 
-class ImageEncoder:
+class Eye:
+    """An image model in a session, and how it is looked with.
+
+    Args:
+        session: of the image model.
+        preprocess: of its whole pictures.
+        closer: how it looks a second time; None where it does not.
+        outputs: what of it is wanted beside the embedding: ``tokens`` and ``meaning``.
+    """
+
+    def __init__(
+        self, session: Session, preprocess: Preprocess, closer: Closer | None, outputs: Sequence[str] = ()
+    ) -> None:
+        self._session, self.preprocess, self.closer = session, preprocess, closer
+        self._outputs = (EMBEDDING, *outputs, *((ATTENTION, EXTENT) if closer is not None else ()))
+
+    def embed(self, pixels: Pixels) -> Vector:
+        """One look alone: preprocessed uint8 [1, height, width, 3] -> float32 [dim], unit length."""
+        (embedding,) = self._session.run({"image": pixels}, (EMBEDDING,))
+        return np.asarray(embedding[0], np.float32)
+
+    def look(self, pixels: Pixels) -> Look:
+        """All that there is a use for, from one run over uint8 [1, height, width, 3]."""
+        found = dict(zip(self._outputs, self._session.run({"image": pixels}, self._outputs), strict=True))
+        meaning = found[MEANING][0] if MEANING in found else None
+        focus = None
+        if self.closer is not None:
+            focus = find(self.closer, self.preprocess, found[ATTENTION][0], float(found[EXTENT][0, 0]))
+        return Look(found[EMBEDDING][0], found.get(TOKENS, _NO_CELLS), meaning, focus)
+
+    def closer_look(self, pixels: Pixels, first: Look | None = None) -> Look:
+        """A first look and a second one at what it attended to; the first alone where the bundle has no second.
+
+        Args:
+            pixels: uint8 [1, height, width, 3].
+            first: if they were looked at already.
+        """
+        first = self.look(pixels) if first is None else first
+        return first if self.closer is None else self._with(pixels, first, (self.closer.margin,))
+
+    def study(self, pixels: Pixels) -> Look:
+        """As thorough a look as there is, for what is taught: no deadline presses."""
+        first = self.look(pixels)
+        if self.closer is None:
+            return first
+        return self._with(pixels, first, (self.closer.margin, *self.closer.studied))
+
+    def _with(self, pixels: Pixels, first: Look, margins: Sequence[float]) -> Look:
+        assert self.closer is not None
+        assert first.focus is not None
+        side = self.closer.side
+        parts = [self.embed(cut_out(pixels, first.focus, margin, side)) for margin in margins]
+        return replace(first, embedding=together([first.embedding, *parts]))
+
+    def close(self) -> None:
+        """Release the model."""
+        self._session.close()
+
+
+class ImageEncoder(Eye):
     """Pixels -> unit vector in the bundle's image space.
 
     Args:
@@ -53,35 +120,22 @@ class ImageEncoder:
         threads: CPU threads; 0 leaves the choice to the backend.
 
     Attributes:
-        preprocess: what ``embed`` and ``look`` have to be given.
+        preprocess: what all of its methods have to be given.
         space: of the embeddings.
         warm_ms: the fastest run so far.
     """
 
     def __init__(self, bundle: Bundle, flavor: str, threads: int = 0) -> None:
-        models = bundle.manifest.flavor(flavor)
-        self.preprocess = bundle.manifest.preprocess
-        self.space = bundle.manifest.image_space
-        self._has_cells = models.fusion is not None
-        self._has_meaning = bundle.manifest.meaning_space is not None
-        self._session = open_session(bundle.read(models.image.file), models.image, threads)
+        manifest, models = bundle.manifest, bundle.manifest.flavor(flavor)
+        self.space = manifest.image_space
+        outputs = (TOKENS,) * (models.fusion is not None) + (MEANING,) * (manifest.meaning_space is not None)
+        session = open_session(bundle.read(models.image.file), models.image, threads)
+        super().__init__(session, manifest.preprocess, manifest.closer, outputs)
         try:
             self._replay(bundle)
         except BaseException:
-            self._session.close()
+            self.close()
             raise
-
-    def embed(self, pixels: Pixels) -> Vector:
-        """Preprocessed uint8 [1, height, width, 3] -> float32 [dim], unit length."""
-        (embedding,) = self._session.run({"image": pixels}, ("embedding",))
-        return np.asarray(embedding[0], np.float32)
-
-    def look(self, pixels: Pixels) -> Look:
-        """All that the bundle has a use for, from one run over uint8 [1, height, width, 3]."""
-        names = ("embedding", *("tokens",) * self._has_cells, *("meaning",) * self._has_meaning)
-        found = dict(zip(names, self._session.run({"image": pixels}, names), strict=True))
-        meaning = found["meaning"][0] if self._has_meaning else None
-        return Look(found["embedding"][0], found.get("tokens", _NO_CELLS), meaning)
 
     def _replay(self, bundle: Bundle) -> None:
         """Embed the bundle's golden frames; that also warms the session up.
@@ -104,10 +158,6 @@ class ImageEncoder:
                 got=f"{min(cosines):.3f} on this machine",
                 do="use another flavour, or report this with the output of `edge-ravlm doctor --json`",
             )
-
-    def close(self) -> None:
-        """Release the model."""
-        self._session.close()
 
 
 class TextEncoder:

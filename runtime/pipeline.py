@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.errors import MemoryFault, UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Evidence, Level
-from edge_ravlm.runtime.deadline import Deadline, check_budget
+from edge_ravlm.runtime.deadline import Deadline, Paces, check_budget
 from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder, check_question
 from edge_ravlm.runtime.fusion.decoder import no_decoder
 from edge_ravlm.runtime.generation import Generator, check_hops
@@ -37,6 +36,7 @@ from edge_ravlm.runtime.questions import (
     with_neighbours,
 )
 from edge_ravlm.runtime.scene import is_still
+from edge_ravlm.runtime.searching import Searcher
 from edge_ravlm.runtime.voting import vote
 
 DEFAULT_BUDGET_MS = 100.0
@@ -44,6 +44,9 @@ _STANDING_QUESTIONS = 64
 """Kept between frames, the ones asked last. Each holds up to 1 MB of its topic's vectors (measured: 0.8 MB)."""
 
 _EVIDENCE = 3
+
+_AFTER_LOOKING = ("search", "vote")
+"""Stages of every answer that come after looking."""
 
 Picture = Frame | NDArray[Any]
 Vector = NDArray[np.float32]
@@ -70,8 +73,11 @@ class Ravlm:
         self._generator: Generator | None = None
         if bundle.manifest.flavor(flavor).fusion is not None:
             self._generator = Generator(bundle, flavor, threads, memory, self._image, self._text)
+        self._searcher = Searcher(bundle, memory, self._image, self._text)
         self._open_questions = self._text.embed(OPEN_QUESTIONS)
-        self._encode_ms = deque([self._image.warm_ms], maxlen=32)
+        self._paces = Paces()
+        self._paces.start("encode", self._image.warm_ms)
+        self._paces.start("second_look", self._image.warm_ms)  # it is the smaller of the two
         self._standing: OrderedDict[tuple[str, Region | None, Where, int], Standing] = OrderedDict()
         self._lock = threading.Lock()
         self._seen: tuple[Frame, dict[Region | None, Look]] | None = None
@@ -151,7 +157,7 @@ class Ravlm:
         if picture is None:
             return replace(entry, vectors=vectors)
         pixels = self._image.preprocess(Frame.of(picture), region)
-        look = self._image.look(pixels)
+        look = self._image.study(pixels)
         vectors["image"] = look.embedding
         if look.meaning is not None:
             vectors["meaning"] = look.meaning
@@ -193,7 +199,7 @@ class Ravlm:
         if generate and generator is None:
             raise no_decoder(self.bundle, self.flavor)
         frame = Frame.of(picture)
-        deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at)
+        deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at, self._paces)
         standing = self._stand(check_question(question), region, where, hops if generator else 0)
         with deadline.stage("preprocess"):
             pixels = self._image.preprocess(frame, region)
@@ -252,22 +258,21 @@ class Ravlm:
 
     def _too_short(self, deadline: Deadline) -> bool:
         """Whether a new answer would come late while the last one is still in time."""
-        with self._lock:
-            needed_ms = statistics.median(self._encode_ms)
-        return 0 < deadline.left_ms() < needed_ms
+        return deadline.left_ms() > 0 and not deadline.fits("encode", *_AFTER_LOOKING)
 
     def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Look:
-        """Look at it; several questions about one Frame and region share one run."""
+        """Look at it, twice if there is time; several questions about one Frame and region share the runs."""
         with self._lock:
             if self._seen is None or self._seen[0] is not frame:
                 self._seen = (frame, {})
             known = self._seen[1]
         if region not in known:
-            start = time.perf_counter()
             with deadline.stage("encode"):
-                known[region] = self._image.look(pixels)
-            with self._lock:
-                self._encode_ms.append((time.perf_counter() - start) * 1e3)
+                look = self._image.look(pixels)
+            if self._image.closer is not None and deadline.fits("second_look", *_AFTER_LOOKING):
+                with deadline.stage("second_look"):
+                    look = self._image.closer_look(pixels, look)
+            known[region] = look
         return known[region]
 
     def _answer(self, standing: Standing, vector: Vector, frame: Frame, deadline: Deadline) -> Answer:
@@ -338,59 +343,15 @@ class Ravlm:
             of: what of the memories the picture is compared with: their pictures, or (in a bundle with a meaning
                 space) their texts.
         """
-        queries: list[dict[str, Vector]] = []
-        if text is not None:
-            words = self._text.embed_question(check_question(text))
-            # A memory that was made without the field, and may not be written, has none.
-            queries.append({field: words for field in ("text", "meaning") if field in self.memory.spaces})
-        if picture is not None:
-            look = self._image.look(self._image.preprocess(Frame.of(picture), region))
-            queries.append({"image": look.embedding} if of == "image" else {"text": self._meaning(look)})
-        if not queries or k < 1:
+        found = self._searcher.queries(text, picture, region, of)
+        if not found or k < 1:
             raise UsageError(
                 "search",
                 expected="a text or a picture, and k of at least 1",
-                got=f"{'no query' if not queries else f'k={k}'}",
+                got=f"{'no query' if not found else f'k={k}'}",
                 do="give for instance text='garage door'",
             )
-        return self._settled(lambda: self._nearest(queries, k, where or Where()))
-
-    def _meaning(self, look: Look) -> Vector:
-        if look.meaning is None:
-            raise UsageError(
-                "search of texts for a picture",
-                expected="a bundle whose image encoder knows the text space",
-                got=f"'{self.bundle.manifest.name}', whose manifest has no meaning_space",
-                do="export one with `align.sources` in its recipe, or search with a text",
-            )
-        return look.meaning
-
-    def _nearest(self, queries: Sequence[Mapping[str, Vector]], k: int, where: Where) -> list[Evidence]:
-        scores = self._scores(queries, k, where)
-        best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
-        entries = self.memory.get([id_ for id_, _ in best])
-        return [Evidence(entry.id, entry.text, score) for entry, (_, score) in zip(entries, best, strict=True)]
-
-    def _scores(self, queries: Sequence[Mapping[str, Vector]], k: int, where: Where) -> dict[int, float]:
-        if len(queries) == 1:
-            return self._cosines(queries[0], k, where)
-        wide = max(4 * k, 64)
-        ids = frozenset(id_ for query in queries for id_ in self._cosines(query, wide, where))
-        if not ids:
-            return {}
-        sums = dict.fromkeys(ids, 0.0)  # an entry without one of the two counts zero for it
-        for query in queries:
-            for id_, score in self._cosines(query, len(ids), Where(ids=ids)).items():
-                sums[id_] += score / len(queries)
-        return sums
-
-    def _cosines(self, query: Mapping[str, Vector], k: int, where: Where) -> dict[int, float]:
-        """The nearest entries of each field that the query is for; the largest cosine of an entry counts."""
-        found: dict[int, float] = {}
-        for field, vector in query.items():
-            for hit in self.memory.search(field, vector, k, where):
-                found[hit.id] = max(hit.score, found.get(hit.id, -1.0))
-        return found
+        return self._settled(lambda: self._searcher.nearest(found, k, where or Where()))
 
 
 class _Scratch(Ravlm):

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from edge_ravlm.export.onnx_graph import TINY, pooling, unit_rows
 from edge_ravlm.export.students.image import pooled
 from edge_ravlm.manifest import Space, space_id
 
 OUTPUT = "meaning"
-_TINY = 1e-12
 _LEVELS = 127
 
 
@@ -63,23 +63,13 @@ def with_meaning(model: onnx.ModelProto, head: Meaning, *, int8: bool) -> onnx.M
     """
     model = copy.deepcopy(model)
     graph = model.graph
-    nodes = [
-        helper.make_node("MatMul", ["tokens", "meaning.query"], ["meaning_products"]),
-        helper.make_node("Softmax", ["meaning_products"], ["meaning_weights"], axis=1),
-        helper.make_node("Mul", ["tokens", "meaning_weights"], ["meaning_weighed"]),
-        helper.make_node("ReduceSum", ["meaning_weighed", "meaning.cells"], ["meaning_sum"], keepdims=0),
-        *_unit("meaning_sum", "meaning_features"),
+    nodes, constants = pooling(OUTPUT, head.query.numpy())
+    nodes += [
         helper.make_node("Gemm", ["meaning_features", "meaning.widen", "meaning.widen_bias"], ["meaning_wide"]),
         helper.make_node("Relu", ["meaning_wide"], ["meaning_hidden"]),
         helper.make_node("Gemm", ["meaning_hidden", "meaning.project", "meaning.project_bias"], ["meaning_point"]),
-        *_unit("meaning_point", OUTPUT),
+        *unit_rows(OUTPUT, "meaning_point", OUTPUT),
     ]
-    constants: dict[str, NDArray[Any]] = {
-        "meaning.query": head.query.numpy()[:, None],
-        "meaning.cells": np.array([1]),
-        "meaning.axis": np.array([1]),
-        "meaning.tiny": np.array([_TINY], np.float32),
-    }
     for name, layer in (("widen", head.widen), ("project", head.project)):
         constants[f"meaning.{name}_bias"] = layer.bias.detach().numpy()
         matrix = layer.weight.detach().numpy().T
@@ -96,16 +86,7 @@ def with_meaning(model: onnx.ModelProto, head: Meaning, *, int8: bool) -> onnx.M
     return model
 
 
-def _unit(source: str, target: str) -> list[onnx.NodeProto]:
-    """Rows of ``source`` at length 1."""
-    return [
-        helper.make_node("ReduceL2", [source, "meaning.axis"], [f"{source}_length"], keepdims=1),
-        helper.make_node("Max", [f"{source}_length", "meaning.tiny"], [f"{source}_divisor"]),
-        helper.make_node("Div", [source, f"{source}_divisor"], [target]),
-    ]
-
-
 def _bytes(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Int8 [inputs, units] and float32 scales [units]."""
-    scales = np.maximum(np.abs(matrix).max(0), np.float32(_TINY)) / np.float32(_LEVELS)
+    scales = np.maximum(np.abs(matrix).max(0), np.float32(TINY)) / np.float32(_LEVELS)
     return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)

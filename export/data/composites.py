@@ -61,11 +61,18 @@ WEAR = Wear()
 
 def composite(source: Material, index: int, rng: np.random.Generator, wear: Wear = WEAR) -> Pixels:
     """Object ``index`` once, uint8 [SIDE, SIDE, 3] BGR; ``SIDE`` as in ``scenes``."""
+    return located(source, index, rng, wear)[0]
+
+
+def located(
+    source: Material, index: int, rng: np.random.Generator, wear: Wear = WEAR
+) -> tuple[Pixels, NDArray[np.float32]]:
+    """The same scene, and where in it the object's corners are; see ``placed``."""
     scene = background(source, rng)
     for _ in range(int(rng.integers(wear.clutter + 1))):
         scene = _cluttered(scene, background(source, rng), rng)
-    scene, _ = placed(scene, source.objects[index], rng, wear)
-    return worn(scene, rng, wear)
+    scene, corners = placed(scene, source.objects[index], rng, wear)
+    return worn(scene, rng, wear), corners
 
 
 def placed(

@@ -15,6 +15,7 @@ MEANINGS: Mapping[str, str] = {
     "show_once_recall5": "it is among the five nearest",
     "average_precision": "ranking of all entries that mean the same, mean over scenes",
     "reading_accuracy": "right answers where the right entry was retrieved",
+    "reading_accuracy_nearest": "right answers where it was the nearest of them",
     "follows_edit": "answers follow when the nearest entry, the right one, says something else",
     "follows_edit_unseen_words": "the same with invented words and numbers that no training saw",
     "abstains_when_removed": "abstains when the entry, and all of the same meaning, are gone",

@@ -143,7 +143,7 @@ def judge(
     """
     things = showing.memory.things
     told = [_told(thing, seed, row) for row, thing in enumerate(things)]
-    shown = _see(subject, showing.memory, range(len(things)), (seed, 0), bar, "showing everything once")
+    shown = _see(subject, showing.memory, range(len(things)), (seed, 0), bar, "showing everything once", taught=True)
     pictures = [look.embedding for look in shown]
     del shown  # the cells of a thousand pictures, which nothing reads
     notes = [Note(text.text, text.facts[0].answer or "", row) for text, row in zip(told, pictures, strict=True)]
@@ -178,11 +178,22 @@ def _told(thing: Thing, seed: int, row: int) -> Told:
 
 
 def _see(
-    subject: Subject, part: Part[ThingT], rows: Sequence[int], seed: tuple[int, ...], bar: Bar, what: str
+    subject: Subject,
+    part: Part[ThingT],
+    rows: Sequence[int],
+    seed: tuple[int, ...],
+    bar: Bar,
+    what: str,
+    *,
+    taught: bool = False,
 ) -> list[Look]:
     """A scene for each of the rows; a row that comes again is seen in another scene."""
     return subject.see(
-        len(rows), lambda place: part.scene(rows[place], np.random.default_rng((*seed, place))), bar, what
+        len(rows),
+        lambda place: part.scene(rows[place], np.random.default_rng((*seed, place))),
+        bar,
+        what,
+        taught=taught,
     )
 
 
@@ -296,12 +307,14 @@ def _judged(
     common = {kind: answers.most_common(1)[0][0] for kind, answers in _answers(told).items()}
     pairs = [(query, one, query.fact.answer or "") for query, one in zip(queries, read, strict=True)]
     there = [(one, answer) for query, one, answer in pairs if query.view.row in one.found]
+    nearest = [(one, answer) for query, one, answer in pairs if query.view.row == one.nearest]
     edits = [(query, right(one.edited, query.other)) for query, one, _ in pairs if one.edited is not None]
     described = [
         (said(reader, one.whole) or "", answer) for query, one, answer in pairs if query.fact.kind == "caption"
     ]
     figures: dict[str, list[float]] = {
         "reading_accuracy": [right(one.whole, answer) for one, answer in there],
+        "reading_accuracy_nearest": [right(one.whole, answer) for one, answer in nearest],
         "follows_edit": [followed for _, followed in edits],
         "follows_edit_unseen_words": [followed for query, followed in edits if query.invented],
         "abstains_when_removed": [said(reader, one.removed) is None for _, one, _ in pairs],

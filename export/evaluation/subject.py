@@ -50,8 +50,11 @@ class Eyes(Protocol):
     @property
     def preprocess(self) -> Preprocess: ...  # noqa: D102
 
-    def look(self, pixels: Pixels) -> Look:
-        """Encode uint8 [1, height, width, 3]; called from several threads."""
+    def closer_look(self, pixels: Pixels, /) -> Look:
+        """Encode what is asked about, uint8 [1, height, width, 3]; called from several threads."""
+
+    def study(self, pixels: Pixels, /) -> Look:
+        """Encode what is taught."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,21 @@ class Subject:
     text_space: Space
     has_meaning: bool = False
 
-    def see(self, pictures: int, picture: Callable[[int], Pixels], bar: Bar, what: str) -> list[Look]:
-        """Make and encode pictures on all cores; ``picture`` gives uint8 [h, w, 3] BGR for 0 to ``pictures`` - 1."""
+    def see(
+        self, pictures: int, picture: Callable[[int], Pixels], bar: Bar, what: str, *, taught: bool = False
+    ) -> list[Look]:
+        """Make and encode pictures on all cores.
+
+        Args:
+            pictures: how many.
+            picture: gives uint8 [h, w, 3] BGR for 0 to ``pictures`` - 1.
+            bar: opens progress bars.
+            what: the bar's title.
+            taught: whether they are to be remembered, instead of asked about.
+        """
+        look = self.eyes.study if taught else self.eyes.closer_look
         return on_all_cores(
-            lambda index: self.eyes.look(self.eyes.preprocess(Frame(picture(index)))), range(pictures), bar, what
+            lambda index: look(self.eyes.preprocess(Frame(picture(index)))), range(pictures), bar, what
         )
 
 

@@ -86,7 +86,7 @@ def text_to_image(
     """
     gallery = [stamp for stamp in (*unseen, *train) if stamp.caption]
     asked = [stamp.caption for stamp in unseen if stamp.caption]
-    looks = subject.see(len(gallery), lambda row: clean(gallery[row].pixels), bar, "looking at the stamps")
+    looks = subject.see(len(gallery), lambda row: clean(gallery[row].pixels), bar, "looking at the stamps", taught=True)
     meanings = np.stack([look.meaning for look in looks if look.meaning is not None])
     nearest = np.argsort(-(subject.words.embed(asked) @ meanings.T), axis=1, kind="stable")[:, :10]
     hits = [caption in {gallery[row].caption for row in rows} for caption, rows in zip(asked, nearest, strict=True)]

@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ravlm.export.data.datasets import Part, Thing
+from edge_ravlm.export.judging import prepared
 from edge_ravlm.frames import Pixels
-
-Look = Callable[[Sequence[Pixels]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""Embeds pictures: embeddings float32 [n, dim] of unit length and cells float32 [n, cells, channels]; called from
-several threads."""
+from edge_ravlm.runtime.encoders import Eye
 
 Done = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""
@@ -29,24 +27,24 @@ class Seen:
     """Pictures, encoded.
 
     Attributes:
-        embeddings: float16 [n, dim].
+        asked: float16 [n, dim], as what is asked about.
         cells: float16 [n, cells, channels].
     """
 
-    embeddings: NDArray[np.float16]
+    asked: NDArray[np.float16]
     cells: NDArray[np.float16]
 
 
-def see(pictures: Sequence[Pixels], look: Look, done: Done | None = None, size: int = 16) -> Seen:
-    """Encode pictures, ``size`` at a time."""
-    embeddings, cells = [], []
-    for first in range(0, len(pictures), size):
-        found = look(pictures[first : first + size])
-        embeddings.append(found[0].astype(np.float16))
-        cells.append(found[1].astype(np.float16))
+def see(pictures: Sequence[Pixels], eye: Eye, done: Done | None = None) -> Seen:
+    """Encode pictures, uint8 [h, w, 3] BGR."""
+    asked, cells = [], []
+    for number, pixels in enumerate(prepared(pictures, eye.preprocess), start=1):
+        look = eye.closer_look(pixels)
+        asked.append(look.embedding.astype(np.float16))
+        cells.append(look.cells[0].astype(np.float16))
         if done is not None:
-            done(min(first + size, len(pictures)), len(pictures))
-    return Seen(np.concatenate(embeddings), np.concatenate(cells))
+            done(number, len(pictures))
+    return Seen(np.stack(asked), np.stack(cells))
 
 
 @dataclass(frozen=True)
@@ -55,39 +53,43 @@ class Bank:
 
     Attributes:
         things: their texts are what is asked about.
-        embeddings: float16 [things, views, dim].
+        taught: float16 [things, views, dim], the scenes as what is taught.
+        asked: the same as what is asked about.
         cells: float16 [things, views, cells, channels].
     """
 
     things: Sequence[Thing]
-    embeddings: NDArray[np.float16]
+    taught: NDArray[np.float16]
+    asked: NDArray[np.float16]
     cells: NDArray[np.float16]
 
-    def part(self, rows: Sequence[int]) -> Bank:
-        """Some of the things."""
-        return Bank([self.things[row] for row in rows], self.embeddings[rows], self.cells[rows])
 
-
-def make_bank(part: Part[T], views: int, look: Look, seed: int, done: Done | None = None) -> Bank:
+def make_bank(part: Part[T], views: int, eye: Eye, seed: int, done: Done | None = None) -> Bank:
     """Compose ``views`` scenes of each thing and encode them.
 
     Args:
         part: a training part.
         views: scenes per thing; one is remembered, another one asked about.
-        look: the encoder that ships.
+        eye: the encoder that ships, with cells; used from several threads.
         seed: of the scenes.
         done: told after every batch.
     """
 
-    def seen(row: int) -> Seen:
+    def seen(row: int) -> tuple[NDArray[np.float16], Seen]:
         scenes = [part.scene(row, np.random.default_rng((seed, row, view))) for view in range(views)]
-        embeddings, cells = look(scenes)
-        return Seen(embeddings.astype(np.float16), cells.astype(np.float16))
+        taught = [eye.study(pixels).embedding for pixels in prepared(scenes, eye.preprocess)]
+        return np.stack(taught).astype(np.float16), see(scenes, eye)
 
-    found, count = list[Seen](), len(part.things)
+    found, count = list[tuple[NDArray[np.float16], Seen]](), len(part.things)
     with ThreadPoolExecutor(os.cpu_count()) as crew:
         for one in crew.map(seen, range(count)):
             found.append(one)
             if done is not None:
                 done(len(found) * views, count * views)
-    return Bank(part.things, np.stack([one.embeddings for one in found]), np.stack([one.cells for one in found]))
+    taught, seens = zip(*found, strict=True)
+    return Bank(
+        part.things,
+        np.stack(taught),
+        np.stack([one.asked for one in seens]),
+        np.stack([one.cells for one in seens]),
+    )

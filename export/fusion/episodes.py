@@ -6,7 +6,7 @@ might remember; neighbours are found with the shipping encoder's own embeddings,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,7 +39,10 @@ _NAMING = ("meaning", "name", "caption")
 """Kinds of facts that are asked for most."""
 
 _SEEN, _BESIDE, _HOPPED, _EXPLAINED = 5, 2, 4, 3
-"""Entries: the nearest pictures, at most so many beside them; of two hops the nearest, and explanations."""
+"""Entries: the nearest pictures, at most so many that the words bring; of two hops the nearest, and explanations."""
+
+_WHOLE, _WORDED = 0.6, 8
+"""Share of the memories that hold everything; entries that those that the words bring are the nearest of."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +79,61 @@ class Told:
     Attributes:
         questions: all of them.
         cells: float16 [pictures, cells, channels].
-        embeddings: float16 [pictures, dim].
+        asked: float16 [pictures, dim].
     """
 
     questions: Sequence[tuple[str, str, int]]
     cells: NDArray[np.float16]
-    embeddings: NDArray[np.float16]
+    asked: NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A bank, and what of it is asked about and remembered.
+
+    Attributes:
+        bank: things with their scenes.
+        weight: how often it is drawn from, relative to the others.
+        asked: int64 [n], rows of the things that questions are about.
+        remembered: int64 [m], rows of all that a memory may hold.
+    """
+
+    bank: Bank
+    weight: float
+    asked: NDArray[np.int64]
+    remembered: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Near:
+    """What a memory finds.
+
+    Attributes:
+        rows: of the nearest pictures, best first.
+        others: of some that are in the memory too.
+        vectors: float32 [dim] of each of them, as remembered.
+        query: float32 [dim].
+        cells: float16 [cells, channels], of the picture that is asked about.
+    """
+
+    rows: Sequence[int]
+    others: Sequence[int]
+    vectors: Mapping[int, NDArray[np.float32]]
+    query: NDArray[np.float32]
+    cells: NDArray[np.float16]
+
+    def passage(self, row: int, text: str) -> Passage:
+        """A row's entry, as it is read."""
+        vector = self.vectors[row]
+        return Passage(text, float(vector @ self.query), vector * self.query)
 
 
 class Episodes:
     """Draws episodes.
 
     Args:
-        banks: training things with their scenes, and how often each bank is drawn from.
+        shelves: training things.
+        texts: the text encoder that ships: what a question's words find is often wrong, and has to be told apart.
         told: questions without a memory, or None.
         half: that invented words are of.
         share_told: how often one of ``told`` is drawn.
@@ -96,43 +141,44 @@ class Episodes:
 
     def __init__(
         self,
-        banks: Sequence[tuple[Bank, float]],
+        shelves: Sequence[Shelf],
+        texts: Texts,
         told: Told | None = None,
         half: Half = "train",
         share_told: float = 0.3,
     ) -> None:
-        self._banks = [bank for bank, _ in banks]
-        weights = np.array([weight for _, weight in banks], float)
+        self._shelves, self._texts_of = shelves, texts
+        weights = np.array([shelf.weight for shelf in shelves], float)
         self._weights = weights / weights.sum()
         self._told, self._half = told, half
         self._share_told = share_told if told is not None else 0.0
         closed = [] if told is None else [answer in ("yes", "no") for _, answer, _ in told.questions]
         parts = ([row for row, is_closed in enumerate(closed) if is_closed is part] for part in (True, False))
         self._groups = [part for part in parts if part]
-        self.dim = int(self._banks[0].embeddings.shape[2])
+        self.dim = int(shelves[0].bank.taught.shape[2])
 
     def draw(self, rng: np.random.Generator) -> Episode:
         """One episode."""
         if rng.random() < self._share_told:
             return self._picture_alone(rng)
-        kind = rng.choice(["reading", "removed", "silent", "hops", "texts"], p=[0.6, 0.14, 0.08, 0.12, 0.06])
-        bank = self._banks[int(rng.choice(len(self._banks), p=self._weights))]
+        kind = rng.choice(["reading", "removed", "silent", "hops", "texts"], p=[0.57, 0.15, 0.12, 0.1, 0.06])
+        shelf = self._shelves[int(rng.choice(len(self._shelves), p=self._weights))]
         if kind == "texts":
-            return self._texts(bank, rng)
-        return self._hops(bank, rng) if kind == "hops" else self._reading(bank, rng, str(kind))
+            return self._texts(shelf, rng)
+        return self._hops(shelf, rng) if kind == "hops" else self._reading(shelf, rng, str(kind))
 
     # -- kinds -------------------------------------------------------------------------------------------------
 
-    def _reading(self, bank: Bank, rng: np.random.Generator, kind: str) -> Episode:
-        thing = int(rng.integers(len(bank.things)))
+    def _reading(self, shelf: Shelf, rng: np.random.Generator, kind: str) -> Episode:
+        bank, thing = shelf.bank, int(rng.choice(shelf.asked))
         facts = self._facts(bank, thing, rng)
         wanted = facts[_favoured(facts, rng)]
-        near, cosines, products, cells = self._near(bank, thing, rng, kind == "removed")
+        near = self._near(shelf, thing, rng, kind == "removed")
         if kind == "removed" and rng.random() < 0.15:
-            near = []  # nothing at all was taught
+            near = replace(near, rows=[], others=[])  # nothing at all was taught
         passages, alike = list[Passage](), list[tuple[str, str] | None]()
         gold: int | None = None
-        for row, cosine, product in zip(near, cosines, products, strict=False):
+        for row in near.rows:
             if row == thing:
                 text, wanted = questions.told(wanted, facts, rng, silent=kind == "silent")
                 gold = len(passages)
@@ -140,12 +186,15 @@ class Episodes:
             else:
                 text, other = self._other(bank, row, wanted, rng)
                 alike.append(other)
-            passages.append(Passage(text, float(cosine), product))
+            passages.append(near.passage(row, text))
+        for row, text, other in self._worded(bank, near.others, wanted, rng):
+            passages.append(near.passage(row, text))
+            alike.append(other)
         has_answer = gold is not None and wanted.answer is not None
         return Episode(
             wanted.question,
             tuple(passages),
-            cells,
+            near.cells,
             wanted.answer if has_answer else None,
             gold if has_answer else None,
             wanted.fact if has_answer else "",
@@ -154,26 +203,33 @@ class Episodes:
             tuple(alike),
         )
 
-    def _hops(self, bank: Bank, rng: np.random.Generator) -> Episode:
+    def _worded(
+        self, bank: Bank, rows: Sequence[int], wanted: Asked, rng: np.random.Generator
+    ) -> list[tuple[int, str, tuple[str, str] | None]]:
+        """Of entries about other things those that the question's words bring: row, text, see ``alike``."""
+        if not rows:
+            return []
+        told = [(row, *self._other(bank, row, wanted, rng)) for row in rows]
+        vectors = self._texts_of([wanted.question, *(text for _, text, _ in told)])
+        return [told[place] for place in np.argsort(-(vectors[1:] @ vectors[0]))[: int(rng.integers(_BESIDE + 1))]]
+
+    def _hops(self, shelf: Shelf, rng: np.random.Generator) -> Episode:
         """What is seen tells a code; what the code means stands in another entry, if it does."""
-        thing = int(rng.integers(len(bank.things)))
-        near, cosines, products, cells = self._near(bank, thing, rng, False)
-        if near[0] != thing:  # the second hop follows the nearest picture
-            return self._hops(bank, rng)
-        near, cosines, products = near[:_HOPPED], cosines[:_HOPPED], products[:_HOPPED]
-        answers = [self._facts(bank, row, rng)[0].answer or "" for row in near]
+        bank, thing = shelf.bank, int(rng.choice(shelf.asked))
+        near = self._near(shelf, thing, rng, False)
+        if near.rows[0] != thing:  # the second hop follows the nearest picture
+            return self._hops(shelf, rng)
+        rows, cells = near.rows[:_HOPPED], near.cells
+        answers = [self._facts(bank, row, rng)[0].answer or "" for row in rows]
         its = "sign" if hasattr(bank.things[0], "meaning") else "thing"
         pairs = [questions.hops(answer, rng, self._half, its) for answer in answers]
         gold, mine = 0, pairs[0]
-        strangers = rng.integers(len(bank.things), size=int(rng.integers(4, 24)))
+        strangers = rng.choice(shelf.remembered, size=int(rng.integers(4, 24)))
         foreign = [
             questions.hops(self._facts(bank, int(row), rng)[0].answer or "", rng, self._half, its) for row in strangers
         ]
         explained = [pair.explained for pair in foreign]
-        passages = [
-            Passage(pair.shown, float(cosine), product)
-            for pair, cosine, product in zip(pairs, cosines, products, strict=True)
-        ]
+        passages = [near.passage(row, pair.shown) for row, pair in zip(rows, pairs, strict=True)]
         # The question's own words bring explanations too, but not of what is seen.
         beside = foreign[: int(rng.integers(_BESIDE + 1))]
         passages += [Passage(pair.explained) for pair in beside]
@@ -187,11 +243,11 @@ class Episodes:
             return Episode(mine.question, tuple(passages), cells, None, None, "", mine.question, kind, tuple(alike))
         others = [row for row in range(len(pairs)) if row != gold]
         chosen = [int(row) for row in rng.permutation(others)[: _EXPLAINED - (kind == "two hops")]]
-        rows = [int(row) for row in rng.permutation([*chosen, *([gold] if kind == "two hops" else [])])]
-        told = [pairs[row].explained for row in rows]
+        places = [int(row) for row in rng.permutation([*chosen, *([gold] if kind == "two hops" else [])])]
+        told = [pairs[row].explained for row in places]
         shared = overlaps(mine.shown, [*told, *explained])  # what is rare shows among many
-        place = len(passages) + rows.index(gold) if kind == "two hops" else None
-        alike += [(pairs[row].explained, pairs[row].answer) for row in rows]
+        place = len(passages) + places.index(gold) if kind == "two hops" else None
+        alike += [(pairs[row].explained, pairs[row].answer) for row in places]
         passages += [Passage(text, second_hop=True, overlap=share) for text, share in zip(told, shared, strict=False)]
         return Episode(
             mine.question,
@@ -205,13 +261,15 @@ class Episodes:
             tuple(alike),
         )
 
-    def _texts(self, bank: Bank, rng: np.random.Generator) -> Episode:
+    def _texts(self, shelf: Shelf, rng: np.random.Generator) -> Episode:
         """Entries without pictures, about which a question says what it means."""
-        rows = [int(row) for row in rng.permutation(len(bank.things))[: int(rng.integers(2, _SEEN + 1))]]
+        bank, many = shelf.bank, int(rng.integers(2, _SEEN + 1))
+        thing = int(rng.choice(shelf.asked))
+        rows = [thing, *(int(row) for row in rng.permutation(shelf.remembered)[:many] if row != thing)]
         facts = self._facts(bank, rows[0], rng, named=1.0)
         sure = [fact for fact in facts if bank.things[rows[0]].sentence.split(" ", 1)[-1] in fact.question]
         if not sure:
-            return self._reading(bank, rng, "reading")
+            return self._reading(shelf, rng, "reading")
         wanted = sure[int(rng.integers(len(sure)))]
         text, wanted = questions.told(wanted, facts, rng)
         assert wanted.answer is not None
@@ -233,46 +291,46 @@ class Episodes:
         question, answer, picture = self._told.questions[group[int(rng.integers(len(group)))]]
         passages: list[Passage] = []
         if rng.random() < 0.4:
-            bank, query = self._banks[int(rng.integers(len(self._banks)))], self._told.embeddings[picture]
-            rows = rng.integers(len(bank.things), size=64)
-            vectors = bank.embeddings[rows, int(rng.integers(bank.embeddings.shape[1]))].astype(np.float32)
-            cosines = vectors @ query.astype(np.float32)
+            shelf = self._shelves[int(rng.integers(len(self._shelves)))]
+            bank, query = shelf.bank, self._told.asked[picture].astype(np.float32)
+            rows = rng.choice(shelf.remembered, size=64)
+            vectors = bank.taught[rows, int(rng.integers(bank.taught.shape[1]))].astype(np.float32)
+            cosines = vectors @ query
             for place in np.argsort(-cosines)[: int(rng.integers(1, _SEEN + 1))]:
                 facts = self._facts(bank, int(rows[place]), rng)
                 text, _ = questions.told(facts[int(rng.integers(len(facts)))], facts, rng)
-                passages.append(Passage(text, float(cosines[place]), vectors[place] * query.astype(np.float32)))
+                passages.append(Passage(text, float(cosines[place]), vectors[place] * query))
         cells = self._told.cells[picture]
         nowhere = (None,) * len(passages)
         return Episode(question, tuple(passages), cells, answer, None, "", question, "picture", nowhere)
 
     # -- their parts -------------------------------------------------------------------------------------------
 
-    def _near(
-        self, bank: Bank, thing: int, rng: np.random.Generator, removed: bool
-    ) -> tuple[list[int], NDArray[np.float32], NDArray[np.float32], NDArray[np.float16]]:
-        """What a memory of one scene a thing finds for another scene of this one: things, cosines, products, cells."""
-        count, views = bank.embeddings.shape[:2]
-        size = int(np.exp(rng.uniform(np.log(2), np.log(count))))
-        rows = rng.permutation(count)[:size]
+    def _near(self, shelf: Shelf, thing: int, rng: np.random.Generator, removed: bool) -> _Near:
+        """What a memory of one scene a thing finds for another scene of this one."""
+        bank, count = shelf.bank, len(shelf.remembered)
+        views = bank.taught.shape[1]
+        # Mostly all of them: among few the right one leads by far, which teaches nothing.
+        size = count if rng.random() < _WHOLE else int(np.exp(rng.uniform(np.log(2), np.log(count))))
+        rows = rng.permutation(shelf.remembered)[:size]
         if removed:  # whatever says the same is gone as well
             same = bank.things[thing].sentence
             rows = np.array([row for row in rows if bank.things[row].sentence != same], np.int64)
         elif thing not in rows:
             rows = np.append(rows, thing)
         if not len(rows):
-            rows = np.array([(thing + 1) % count])
+            rows = np.array([(thing + 1) % len(bank.things)])
         asked, kept = rng.permutation(views)[:2]
         at = rng.integers(views, size=len(rows))
         at[rows == thing] = kept
-        vectors = bank.embeddings[rows, at].astype(np.float32)
-        query = _blurred(bank.embeddings[thing, asked].astype(np.float32), rng)
-        cosines = vectors @ query
-        best = np.argsort(-cosines)[: int(rng.integers(3, _SEEN + 1))]
-        rest = np.setdiff1d(np.arange(len(rows)), best)
-        beside = rng.permutation(rest)[: int(rng.integers(_BESIDE + 1))]
-        chosen = np.concatenate([best, beside])
-        products = vectors[chosen] * query
-        return [int(row) for row in rows[chosen]], cosines[chosen], products, bank.cells[thing, asked]
+        query = _blurred(bank.asked[thing, asked].astype(np.float32), rng)
+        vectors = bank.taught[rows, at].astype(np.float32)
+        order = np.argsort(-(vectors @ query))
+        best, rest = np.split(order, [int(rng.integers(3, _SEEN + 1))])
+        others = rng.permutation(rest)[:_WORDED]
+        known = {int(rows[place]): vectors[place] for place in (*best, *others)}
+        chosen, beside = ([int(rows[place]) for place in part] for part in (best, others))
+        return _Near(chosen, beside, known, query, bank.cells[thing, asked])
 
     def _facts(self, bank: Bank, thing: int, rng: np.random.Generator, named: float = 0.0) -> list[Asked]:
         """Questions about a thing; now and then an own fact says something else than the weights know."""
@@ -288,7 +346,7 @@ class Episodes:
         """What another thing's entry says, mostly a fact of the kind that is asked for as well; see ``alike``."""
         facts = self._facts(bank, row, rng)
         alike = [fact for fact in facts if fact.kind == wanted.kind]
-        first = alike[0] if alike and rng.random() < 0.8 else facts[int(rng.integers(len(facts)))]
+        first = alike[0] if alike and rng.random() < 0.7 else facts[int(rng.integers(len(facts)))]
         text, _ = questions.told(first, facts, rng)
         there = [fact for fact in alike if fact.answer is not None and fact.fact.casefold() in text.casefold()]
         return text, (there[0].fact, there[0].answer or "") if there else None

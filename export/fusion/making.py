@@ -19,8 +19,8 @@ from edge_ravlm.errors import DataError
 from edge_ravlm.export.data import corpus, datasets
 from edge_ravlm.export.distil.things import parted
 from edge_ravlm.export.fusion import training
-from edge_ravlm.export.fusion.bank import Bank, Look, make_bank, see
-from edge_ravlm.export.fusion.episodes import Batch, Episodes, Texts, Told, collated
+from edge_ravlm.export.fusion.bank import Bank, make_bank, see
+from edge_ravlm.export.fusion.episodes import Batch, Episodes, Shelf, Texts, Told, collated
 from edge_ravlm.export.fusion.graphs import prefill_graph, step_graph, with_small_weights
 from edge_ravlm.export.fusion.model import FusionDecoder, Shape, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
@@ -29,6 +29,7 @@ from edge_ravlm.export.fusion.training import Lesson
 from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import FusionSpec, Model
 from edge_ravlm.runtime.backends import open_session
+from edge_ravlm.runtime.encoders import Eye
 from edge_ravlm.runtime.fusion.layout import NONE
 
 TOKENIZER = "fusion-tokenizer.json"
@@ -87,12 +88,12 @@ class Made:
     figures: FusionFigures
 
 
-def make(settings: FusionSettings, look: Look, texts: Texts, encoder_seed: int, work: Path, bar: Bar) -> Made:
+def make(settings: FusionSettings, eye: Eye, texts: Texts, encoder_seed: int, work: Path, bar: Bar) -> Made:
     """Train a decoder for an encoder; goes on where an interrupted call stopped.
 
     Args:
         settings: of the recipe.
-        look: the image encoder that ships.
+        eye: the image encoder that ships, with cells.
         texts: the text encoder that ships.
         encoder_seed: that the image encoder's training chose its kept things with (``distil.things``).
         work: folder for what takes minutes.
@@ -103,7 +104,7 @@ def make(settings: FusionSettings, look: Look, texts: Texts, encoder_seed: int, 
         StorageError: the disk refused.
     """
     work.mkdir(parents=True, exist_ok=True)
-    learnt, held_out = _episodes(settings, look, encoder_seed, work, bar)
+    learnt, held_out = _episodes(settings, eye, texts, encoder_seed, work, bar)
     tokenizer = _tokenizer(settings, learnt, work, bar)
     torch.manual_seed(settings.seed)
     decoder = FusionDecoder(_shape(settings, tokenizer, learnt))
@@ -242,52 +243,53 @@ def _shape(settings: FusionSettings, tokenizer: Tokenizer, episodes: Episodes) -
 
 
 def _episodes(
-    settings: FusionSettings, look: Look, encoder_seed: int, work: Path, bar: Bar
+    settings: FusionSettings, eye: Eye, texts: Texts, encoder_seed: int, work: Path, bar: Bar
 ) -> tuple[Episodes, Episodes]:
     """To learn, and of other things to look at."""
     banks = [
-        (_bank(datasets.traffic().train, "traffic", settings, look, work, bar), 0.6),
-        (_bank(datasets.home().train, "home", settings, look, work, bar), 0.4),
+        (_bank(datasets.traffic().train, "traffic", settings, eye, work, bar), 0.6),
+        (_bank(datasets.home().train, "home", settings, eye, work, bar), 0.4),
     ]
     learnt, held_out = [], []
     for row, (bank, weight) in enumerate(banks):
         # What the encoder kept for looking too: how sure it is of things that it never saw is what has to be known.
         kept, others = parted(len(bank.things), row, encoder_seed)
-        held_out.append((bank.part(kept.tolist()), weight))
-        learnt.append((bank.part(others.tolist()), weight))
-    told, other = _told(look, work, bar)
-    return Episodes(learnt, told), Episodes(held_out, other)
+        # What is learnt stays in their memory: a question is as hard as its memory is large.
+        held_out.append(Shelf(bank, weight, kept, np.arange(len(bank.things))))
+        learnt.append(Shelf(bank, weight, others, others))
+    told, other = _told(eye, work, bar)
+    return Episodes(learnt, texts, told), Episodes(held_out, texts, other)
 
 
 def _bank(
-    part: datasets.Part[datasets.ThingT], name: str, settings: FusionSettings, look: Look, work: Path, bar: Bar
+    part: datasets.Part[datasets.ThingT], name: str, settings: FusionSettings, eye: Eye, work: Path, bar: Bar
 ) -> Bank:
     kept = work / f"{name}.npz"
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as arrays:
-            return Bank(part.things, arrays["embeddings"], arrays["cells"])
+            return Bank(part.things, arrays["taught"], arrays["asked"], arrays["cells"])
     with bar(f"looking at scenes: {name}", len(part.things) * settings.views) as advance:
-        bank = make_bank(part, settings.views, look, settings.seed, lambda done, _: advance(completed=done))
-    _keep(kept, embeddings=bank.embeddings, cells=bank.cells)
+        bank = make_bank(part, settings.views, eye, settings.seed, lambda done, _: advance(completed=done))
+    _keep(kept, taught=bank.taught, asked=bank.asked, cells=bank.cells)
     return bank
 
 
-def _told(look: Look, work: Path, bar: Bar) -> tuple[Told, Told]:
+def _told(eye: Eye, work: Path, bar: Bar) -> tuple[Told, Told]:
     """Easy-VQA's training part, with a share of its pictures to look at."""
     asked = datasets.easy_vqa().train
     files = sorted({question.image for question in asked})
     kept = work / "easy-vqa.npz"
     if not kept.is_file():
         with bar("looking at pictures: easy-vqa", len(files)) as advance:
-            seen = see([_picture(file) for file in files], look, lambda done, _: advance(completed=done))
-        _keep(kept, embeddings=seen.embeddings, cells=seen.cells)
+            seen = see([_picture(file) for file in files], eye, lambda done, _: advance(completed=done))
+        _keep(kept, asked=seen.asked, cells=seen.cells)
     with np.load(kept, allow_pickle=False) as arrays:
-        embeddings, cells = arrays["embeddings"], arrays["cells"]
+        asked_of, cells = arrays["asked"], arrays["cells"]
     rows = {file: row for row, file in enumerate(files)}
     every = [(question.text, question.answer, rows[question.image]) for question in asked]
     limit = round(len(files) * (1 - _HELD_OUT))
     parts = ([row for row in every if row[2] < limit], [row for row in every if row[2] >= limit])
-    learnt, held_out = (Told(part, cells, embeddings) for part in parts)
+    learnt, held_out = (Told(part, cells, asked_of) for part in parts)
     return learnt, held_out
 
 

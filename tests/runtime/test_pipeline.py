@@ -335,7 +335,7 @@ def test_a_budget_that_leaves_time_is_met_and_a_call_may_set_its_own(ravlm: Ravl
 @pytest.fixture
 def slow(ravlm: Ravlm, monkeypatch: pytest.MonkeyPatch) -> Ravlm:
     """A machine that takes minutes for a frame, as far as it knows."""
-    monkeypatch.setattr(ravlm, "_encode_ms", deque([300_000.0], maxlen=32))
+    monkeypatch.setattr(ravlm._paces["encode"], "_spent_ms", deque([300_000.0], maxlen=64))
     return ravlm
 
 

@@ -59,6 +59,8 @@ class Eyes:
         embedding[pixels[0, 0, 0, 0] if self.sharp else 0] = 1
         return Look(embedding, np.full((1, 2, 3), pixels[0, 0, 0, 0], np.float32), embedding)
 
+    closer_look = study = look
+
 
 class Letters:
     """How often each letter stands in a sentence."""

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from edge_ravlm.export.data.signs import named
 from edge_ravlm.export.fusion.bank import Bank
-from edge_ravlm.export.fusion.episodes import Episodes, Told
+from edge_ravlm.export.fusion.episodes import Episodes, Shelf, Told
 from edge_ravlm.export.fusion.tokenizer import fit_tokenizer
 
 DIM, CELLS, CHANNELS = 16, 4, 6
@@ -31,7 +31,15 @@ def bank() -> Bank:
     scenes = rng.standard_normal((len(things), 1, DIM)) + 0.2 * rng.standard_normal((len(things), 3, DIM))
     scenes /= np.linalg.norm(scenes, axis=2, keepdims=True)
     cells = rng.standard_normal((len(things), 3, CELLS, CHANNELS))
-    return Bank(things, scenes.astype(np.float16), cells.astype(np.float16))
+    looks = scenes.astype(np.float16)
+    return Bank(things, looks, looks, cells.astype(np.float16))
+
+
+@pytest.fixture(scope="session")
+def shelf(bank: Bank) -> Shelf:
+    """All of it is asked about and remembered."""
+    rows = np.arange(len(bank.things))
+    return Shelf(bank, 1.0, rows, rows)
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +52,8 @@ def told() -> Told:
 
 
 @pytest.fixture(scope="session")
-def episodes(bank: Bank, told: Told) -> Episodes:
-    return Episodes([(bank, 1.0)], told)
+def episodes(shelf: Shelf, told: Told) -> Episodes:
+    return Episodes([shelf], texts, told)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from edge_ravlm.errors import DataError
-from edge_ravlm.export.fusion.bank import Bank
-from edge_ravlm.export.fusion.episodes import Batch, Episodes, collated
+from edge_ravlm.export.fusion.episodes import Batch, Episodes, Shelf, collated
 from edge_ravlm.export.fusion.graphs import prefill_graph, step_graph, with_small_weights
 from edge_ravlm.export.fusion.making import agreement, threshold
 from edge_ravlm.export.fusion.model import FusionDecoder, Shape, spread
@@ -112,8 +111,8 @@ SETTINGS = FusionSettings(steps=150, batch=16, rate=4e-3, evaluate_every=75, lon
 
 
 @pytest.fixture(scope="module")
-def lesson(episodes: Episodes, bank: Bank, tokenizer: Tokenizer) -> Lesson:
-    return Lesson(Episodes([(bank, 1.0)]), Episodes([(bank, 1.0)], half="held_out"), tokenizer, texts)
+def lesson(shelf: Shelf, tokenizer: Tokenizer) -> Lesson:
+    return Lesson(Episodes([shelf], texts), Episodes([shelf], texts, half="held_out"), tokenizer, texts)
 
 
 def test_it_learns_to_read_words_that_it_never_saw(lesson: Lesson, tokenizer: Tokenizer, tmp_path: Path):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from edge_ravlm.export.data.questions import Asked
 from edge_ravlm.export.fusion.bank import Bank
-from edge_ravlm.export.fusion.episodes import Batch, Episode, Episodes, collated
+from edge_ravlm.export.fusion.episodes import Batch, Episode, Episodes, Shelf, collated
 from edge_ravlm.runtime.fusion.layout import END, NONE, PAD
 from tests.export.fusion.conftest import DIM, texts
 
@@ -48,12 +49,30 @@ def test_the_right_entry_says_the_answer(drawn: list[Episode]):
             assert episode.answer.casefold() in episode.fact.casefold()
 
 
-def test_what_was_removed_is_not_told(bank: Bank, episodes: Episodes):
+def test_what_was_removed_is_not_told(shelf: Shelf, episodes: Episodes):
     for seed in range(100):
-        _, cosines, _, _ = episodes._near(bank, 2, np.random.default_rng(seed), True)
-        rows = episodes._near(bank, 2, np.random.default_rng(seed), True)[0]
-        assert 2 not in rows
-        assert len(rows) == len(cosines)
+        near = episodes._near(shelf, 2, np.random.default_rng(seed), True)
+        assert 2 not in {*near.rows, *near.others}
+        assert not set(near.rows) & set(near.others)
+
+
+def test_a_memory_holds_only_what_may_be_remembered_and_what_is_asked_about(bank: Bank):
+    shelf = Shelf(bank, 1.0, np.array([1]), np.array([0, 3, 5]))
+    episodes, seen = Episodes([shelf], texts), set[int]()
+    for seed in range(100):
+        near = episodes._near(shelf, 1, np.random.default_rng(seed), False)
+        seen |= {*near.rows, *near.others}
+    assert seen == {0, 1, 3, 5}
+
+
+def test_what_the_words_bring_is_nearest_to_the_question(shelf: Shelf, episodes: Episodes):
+    wanted = Asked("what is it worth?", "much", "it is worth much", "price")
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        brought = episodes._worded(shelf.bank, list(range(8)), wanted, rng)
+        assert len({row for row, _, _ in brought}) == len(brought) <= 2
+        cosines = [float(texts([wanted.question])[0] @ texts([text])[0]) for _, text, _ in brought]
+        assert cosines == sorted(cosines, reverse=True)
 
 
 def test_the_second_hop_is_compared_with_what_the_first_one_found(drawn: list[Episode]):
