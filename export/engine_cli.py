@@ -65,12 +65,15 @@ def _built(bundle: Bundle, target: Target, folder: Path, max_batch: int) -> Iter
     from edge_ravlm.export.engines import Batch, Library, builds
 
     library = Library(target)
-    flavor = bundle.manifest.flavor(target.flavor)
+    manifest = bundle.manifest
+    flavor, closer = manifest.flavor(target.flavor), manifest.closer
+    sides = None if closer is None else (closer.side, manifest.preprocess.height)
     check_writable(folder)  # before the minutes, not after
     for file in dict.fromkeys(m.file for m in (flavor.image, flavor.text) if m.backend == "tensorrt"):
         complain(f"building engines of {file} for {target.name} with {library.title} …")
         with _phases(file) as report:
-            for engine, plan in builds(bundle.read(file), file, target, batch=Batch(most=max_batch), progress=report):
+            batch = Batch(most=max_batch, sides=sides)
+            for engine, plan in builds(bundle.read(file), file, target, batch=batch, progress=report):
                 yield store(folder, engine, plan), len(plan)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -44,11 +44,30 @@ _WORKSPACE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Batch:
-    """How many pictures a run may take, and for how many the engine is tuned."""
+    """What a run may take, and what the engine is tuned for.
+
+    Attributes:
+        least, best, most: pictures.
+        sides: of the smallest and of the largest pictures in pixels, for a model that takes any; it is tuned for the
+            largest.
+    """
 
     least: int = 1
     best: int = 1
     most: int = 8
+    sides: tuple[int, int] | None = None
+
+    def ranges(self, shape: Sequence[int]) -> list[tuple[int, ...]] | None:
+        """The least, best and largest shape of an input, -1 where it is dynamic; None if that is not provided for."""
+        counts = (self.least, self.best, self.most)
+        first, *rest = shape
+        small, large = self.sides if self.sides is not None else (-1, -1)
+        sides = (small, large, large)
+        found = [
+            (count if first < 0 else first, *(side if length < 0 else length for length in rest))
+            for count, side in zip(counts, sides, strict=True)
+        ]
+        return None if min(min(shape) for shape in found) < 0 else found
 
 
 def build(
@@ -80,7 +99,7 @@ def builds(
         model: the ONNX file.
         model_path: its path in the bundle.
         target: for which device.
-        batch: the range of the first, dynamic side of the inputs.
+        batch: the range of the inputs' dynamic sides.
         progress: called often.
 
     Yields:
@@ -214,19 +233,20 @@ class Library:
     def _profile(
         self, builder: trt.Builder, network: trt.INetworkDefinition, what: str, batch: Batch
     ) -> trt.IOptimizationProfile:
-        """The range of the inputs' first side, where that is dynamic."""
+        """The range of the inputs' sides, where they are dynamic."""
         profile = builder.create_optimization_profile()
         for info in _network_io(network):
-            first, *rest = info.shape
-            if info.mode == "input" and min(rest, default=1) < 0:
+            if info.mode != "input" or min(info.shape, default=1) >= 0:
+                continue
+            ranges = batch.ranges(info.shape)
+            if ranges is None:
                 raise EngineError(
                     f"model '{what}'",
                     expected="inputs whose first side alone is dynamic",
                     got=f"'{info.name}' of shape {list(info.shape)}",
                     do="export it with a fixed size",
                 )
-            if info.mode == "input" and first < 0:
-                profile.set_shape(info.name, *((n, *rest) for n in (batch.least, batch.best, batch.most)))
+            profile.set_shape(info.name, *ranges)
         return profile
 
     @contextmanager

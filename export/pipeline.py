@@ -245,11 +245,13 @@ class _Job:
         if self.parts.target.engine != "tensorrt_rtx":
             return []
         with needs_extra("export"):
-            from edge_ravlm.export.engines import build as build_engines  # noqa: PLC0415  # a GPU target's library
+            from edge_ravlm.export.engines import Batch, build  # noqa: PLC0415  # a GPU target's library
 
-        file = self.parts.flavors[self.parts.target.flavor].image.file
-        with self.parts.bar(f"building engines for {self.parts.target.name}", None):
-            return build_engines(self.parts.models[file], file, self.parts.target)
+        parts = self.parts
+        file, closer = parts.flavors[parts.target.flavor].image.file, parts.constants
+        sides = None if closer is None else (closer.side, parts.preprocess.height)
+        with parts.bar(f"building engines for {parts.target.name}", None):
+            return build(parts.models[file], file, parts.target, batch=Batch(sides=sides))
 
 
 def _indented(figures: msgspec.Struct) -> bytes:

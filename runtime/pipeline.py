@@ -157,7 +157,8 @@ class Ravlm:
         if picture is None:
             return replace(entry, vectors=vectors)
         pixels = self._image.preprocess(Frame.of(picture), region)
-        look = self._image.study(pixels)
+        # Who gives a region has said where to look.
+        look = self._image.study(pixels) if region is None else self._image.look(pixels)
         vectors["image"] = look.embedding
         if look.meaning is not None:
             vectors["meaning"] = look.meaning
@@ -261,7 +262,7 @@ class Ravlm:
         return deadline.left_ms() > 0 and not deadline.fits("encode", *_AFTER_LOOKING)
 
     def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Look:
-        """Look at it, twice if there is time; several questions about one Frame and region share the runs."""
+        """Look at it, and closer if nobody said where to look and there is time; one Frame and region is seen once."""
         with self._lock:
             if self._seen is None or self._seen[0] is not frame:
                 self._seen = (frame, {})
@@ -269,7 +270,7 @@ class Ravlm:
         if region not in known:
             with deadline.stage("encode"):
                 look = self._image.look(pixels)
-            if self._image.closer is not None and deadline.fits("second_look", *_AFTER_LOOKING):
+            if look.focus is not None and region is None and deadline.fits("second_look", *_AFTER_LOOKING):
                 with deadline.stage("second_look"):
                     look = self._image.closer_look(pixels, look)
             known[region] = look

@@ -113,6 +113,17 @@ def test_one_engine_serves_several_gpus(built: tuple[Engine, bytes], model: byte
     assert len(plan) > len(model)
 
 
+def test_pictures_of_two_sizes_take_one_engine(model: bytes, rtx: Target, refused: Callable[[bytes], str]) -> None:
+    free = onnx.load_model_from_string(model)
+    shapes = [value.type.tensor_type.shape.dim for value in (*free.graph.input, *free.graph.output)]
+    for dim, name in zip((*shapes[0][1:3], *shapes[1][2:]), ("h", "w", "rows", "columns"), strict=True):
+        dim.dim_param = name
+    data = bytes(free.SerializeToString())
+    ((engine, _),) = build(data, FILE, rtx, batch=Batch(sides=(12, 16)))
+    assert [info.shape for info in engine.io] == [(-1, -1, -1, 3), (-1, 4, -1, -1), (-1, 4)]
+    assert "inputs whose first side alone is dynamic" in refused(data)
+
+
 def test_its_name_tells_engines_apart(built: tuple[Engine, bytes]) -> None:
     engine, _ = built
     for part in (engine.model_sha256[:12], f"tensorrt_rtx-{engine.library_version}", "sm89-120", host_platform()):
