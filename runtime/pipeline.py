@@ -180,6 +180,7 @@ class Ravlm:
         budget_ms: float | None = None,
         generate: bool | None = None,
         hops: int = 1,
+        hold: bool = True,
     ) -> Answer:
         """Answer a question about a picture from the memory.
 
@@ -192,6 +193,7 @@ class Ravlm:
             generate: True lets the fusion decoder write the answer; where the budget does not allow that, the answer
                 is a retrieved one. None leaves the choice to the runtime, which retrieves.
             hops: how often a generated answer may search; the second time with what it found the first time.
+            hold: whether a camera's last answer may stand in for one that there is no time for.
 
         Raises:
             BundleError: ``generate`` of a bundle without a fusion decoder.
@@ -207,7 +209,7 @@ class Ravlm:
 
         def answer() -> Answer:
             standing.refresh(self.memory.version)
-            earlier = self._earlier(standing, frame, pixels, deadline)
+            earlier = self._earlier(standing, frame, pixels, deadline, hold)
             if earlier is not None:
                 return earlier
             look = self._encode(frame, region, pixels, deadline)
@@ -245,13 +247,15 @@ class Ravlm:
                 self._standing.popitem(last=False)
         return standing
 
-    def _earlier(self, standing: Standing, frame: Frame, pixels: Pixels, deadline: Deadline) -> Answer | None:
+    def _earlier(
+        self, standing: Standing, frame: Frame, pixels: Pixels, deadline: Deadline, hold: bool
+    ) -> Answer | None:
         """The last answer, if nothing moved since, or if it may be held for want of time."""
         if standing.answer is None or standing.pixels is None:
             return None
         with deadline.stage("compare"):
             still = is_still(standing.pixels, pixels)
-        if not still and not (standing.may_hold(frame) and self._too_short(deadline)):
+        if not still and not (hold and standing.may_hold(frame) and self._too_short(deadline)):
             return None
         standing.holding = not still
         level = Level.CACHED if still else Level.HELD

@@ -1,0 +1,1 @@
+"""Watching: many cameras and questions at once, each answer by its deadline."""

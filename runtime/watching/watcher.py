@@ -1,0 +1,235 @@
+"""Watching in earnest: frames come in, one thread looks, another keeps the deadlines."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from edge_ravlm.errors import EdgeRavlmError, UsageError
+from edge_ravlm.frames import Frame
+from edge_ravlm.runtime.answer import Answer
+from edge_ravlm.runtime.watching.lanes import Found, Lane, Told, Turns, Watch
+
+log = logging.getLogger(__name__)
+
+Ask = Callable[[Frame, Watch], Answer]
+"""Answers a watch's question about a frame as well as its deadline allows; called from the looking threads."""
+
+Tell = Callable[[Told], object]
+"""Takes an answer; called in order of each watch's frames, and must not dawdle: deadlines wait for it."""
+
+_LEAST_GUARD_S = 0.001
+"""How long before a deadline an answer is held, at least."""
+
+_LATENESSES, _QUANTILE = 512, 0.995
+"""Wake-ups that the guard is learnt from, and the share of them that it has to cover."""
+
+_IDLE_S = 0.5
+
+
+class Watcher:
+    """Answers watches about frames by their deadlines.
+
+    Args:
+        ask: answers.
+        watches: what to ask.
+        tell: takes the answers.
+        workers: threads that look; one, unless answers are written in words while the next frame is looked at.
+
+    Attributes:
+        faults: sentences of errors that answering ended in; such a frame's answer is held, or missing.
+    """
+
+    def __init__(self, ask: Ask, watches: Iterable[Watch], tell: Tell, workers: int = 1) -> None:
+        self._ask, self._tell = ask, tell
+        self._lanes: dict[str, Lane] = {}
+        self._turns, self._guard = Turns(), _Guard()
+        self._changed, self._telling = threading.Condition(), threading.Lock()
+        self._stopping = self._draining = False
+        self._busy = 0
+        self.faults: deque[str] = deque(maxlen=32)
+        self.watch(watches)
+        looking = [threading.Thread(target=self._look, name=f"looking {n}", daemon=True) for n in range(workers)]
+        self._threads = [*looking, threading.Thread(target=self._keep, name="deadlines", daemon=True)]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def watch(self, watches: Iterable[Watch]) -> None:
+        """Replace all watches; one that stays the same keeps what it knows."""
+        by_camera: dict[str, list[Watch]] = {}
+        for watch in watches:
+            by_camera.setdefault(watch.camera, []).append(watch)
+        names = [watch.name for of in by_camera.values() for watch in of]
+        if len(set(names)) < len(names):
+            raise UsageError("watches", expected="names that differ", got=", ".join(sorted(names)), do="rename one")
+        with self._changed:
+            lanes = {}
+            for camera, of in by_camera.items():
+                lane, old = Lane(camera, of), self._lanes.get(camera)
+                if old is not None:
+                    lane.served_ms, lane.replaced = old.served_ms, old.replaced
+                    for watch in of:
+                        kept = old.pending.get(watch.name)
+                        if kept is not None and kept.watch == watch:
+                            lane.pending[watch.name] = kept
+                lanes[camera] = lane
+            self._lanes = lanes
+            self._changed.notify_all()
+
+    def offer(self, camera: str, frame: Frame) -> None:
+        """A camera captured a frame; returns at once. Indices of one camera have to grow."""
+        with self._changed:
+            lane = self._lanes.get(camera)
+            if lane is not None and not self._stopping and lane.arrive(frame):
+                self._changed.notify_all()
+
+    def forget(self, camera: str) -> None:
+        """What was seen there last is no longer shown: nothing of it is held."""
+        with self._changed:
+            lane = self._lanes.get(camera)
+            for pending in lane.pending.values() if lane is not None else ():
+                pending.forget()
+
+    @property
+    def waiting(self) -> int:
+        """How many answers are due."""
+        with self._changed:
+            return sum(lane.waiting for lane in self._lanes.values())
+
+    @property
+    def replaced(self) -> Mapping[str, int]:
+        """By camera, the frames that a newer one replaced before anybody looked."""
+        with self._changed:
+            return {name: lane.replaced for name, lane in self._lanes.items()}
+
+    @property
+    def guard_ms(self) -> float:
+        """How long before a deadline an answer is held, as the machine's wake-ups taught."""
+        return self._guard.s * 1e3
+
+    def close(self, *, drain: bool = True) -> None:
+        """Stop.
+
+        Args:
+            drain: answer first what is due.
+        """
+        with self._changed:
+            self._draining = drain
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        while (work := self._next()) is not None:
+            lane, frame, watches = work
+            began = time.perf_counter()
+            for watch in watches:
+                self._answer(lane, frame, watch)
+            with self._changed:
+                self._busy -= 1
+                self._turns.spent(lane, (time.perf_counter() - began) * 1e3)
+                self._changed.notify_all()
+
+    def _next(self) -> tuple[Lane, Frame, list[Watch]] | None:
+        with self._changed:
+            while True:
+                lane = self._turns.next(list(self._lanes.values()))
+                if self._stopping and (lane is None or not self._draining):
+                    return None
+                if lane is not None:
+                    self._busy += 1
+                    return lane, *lane.take()
+                self._changed.wait(_IDLE_S)
+
+    def _answer(self, lane: Lane, frame: Frame, watch: Watch) -> None:
+        try:
+            answer = self._ask(frame, watch)
+        except EdgeRavlmError as error:
+            self.faults.append(str(error))
+            log.warning("watch '%s': %s", watch.name, error)
+            return
+        found = Found(answer, frame.index, frame.captured_at)
+        with self._telling:
+            with self._changed:
+                pending = lane.pending.get(watch.name)
+                told = list(pending.answered(found, time.monotonic())) if pending is not None else []
+            self._say(told)
+
+    # -- deadlines ---------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        _hurry()
+        while self._await_deadline():
+            with self._telling:
+                with self._changed:
+                    now = time.monotonic()
+                    told = [one for lane in self._lanes.values() for one in lane.expired(now, self._guard.s)]
+                self._say(told)
+
+    def _await_deadline(self) -> bool:
+        """Sleep until one is near; whether to go on."""
+        with self._changed:
+            while True:
+                lanes = self._lanes.values()
+                if self._stopping and not (self._draining and (self._busy or any(lane.is_waiting for lane in lanes))):
+                    return False
+                at = min((lane.next_hold(self._guard.s) for lane in lanes), default=float("inf"))
+                now = time.monotonic()
+                if at <= now:
+                    return True
+                self._changed.wait(min(at - now, _IDLE_S))
+                late = time.monotonic() - at
+                if late > 0 and at > now:
+                    self._guard.woke(late)
+
+    def _say(self, told: Sequence[Told]) -> None:
+        for one in told:
+            self._tell(one)
+
+
+def _hurry() -> None:
+    """Let this thread go before others, where that is allowed: it sleeps nearly always, but must wake on time."""
+    with suppress(OSError, AttributeError):
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_RR, os.sched_param(1))
+
+
+class _Guard:
+    """How long before a deadline to act: what this machine's wake-ups are late by."""
+
+    def __init__(self) -> None:
+        self.s = 2 * _LEAST_GUARD_S
+        self._late: deque[float] = deque(maxlen=_LATENESSES)
+
+    def woke(self, late_s: float) -> None:
+        self._late.append(late_s)
+        ordered = sorted(self._late)
+        self.s = _LEAST_GUARD_S + ordered[int(_QUANTILE * (len(ordered) - 1))]
+
+
+@contextmanager
+def unhurried_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from stopping an answer: what is there now is never looked at again.
+
+    New cycles are still collected, but only the few objects made since: a collection then takes microseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
