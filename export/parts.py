@@ -32,8 +32,7 @@ from edge_ravlm.export.onnx_graph import image_graph, picture_graph
 from edge_ravlm.export.quantize import quantizer
 from edge_ravlm.export.quantize.candidates import calibrations
 from edge_ravlm.export.recipe import AUTO, Recipe
-from edge_ravlm.export.students import STUDENTS, StudentKind, static_text
-from edge_ravlm.export.students import closer
+from edge_ravlm.export.students import STUDENTS, StudentKind, closer, static_text
 from edge_ravlm.export.students.choose import choose_student
 from edge_ravlm.export.students.image import ImageStudent, batched
 from edge_ravlm.export.students.static_text import StaticText

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import cyclopts
 
 from edge_ravlm.console import complain, progress, say, say_json, table
+from edge_ravlm.errors import UsageError
 from edge_ravlm.runtime import memory_cli
 
 if TYPE_CHECKING:
@@ -95,19 +96,24 @@ def ask(
 
 @app.command
 def run(
+    app: Path | None = None,
+    /,
     *,
-    source: str,
-    ask: list[str],
-    memory: Path,
+    source: str | None = None,
+    ask: list[str] | None = None,
+    memory: Path | None = None,
     bundle: str = "starter",
     region: str | None = None,
     budget_ms: float = 100.0,
     frames: memory_cli.Count = 0,
+    trace: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Watch a camera and answer questions about its newest frame until it ends, or until Ctrl-C.
+    """Watch cameras and answer questions about their frames until they end, or until Ctrl-C or SIGTERM.
 
     Args:
+        app: a TOML file with cameras, watches and sinks (see the README); it may be changed while it runs. Without it
+            one camera is watched, as the options say.
         source: a file, a folder of images, a webcam index, an rtsp:// or http:// address, or gst:PIPELINE.
         ask: a question, any number of times.
         memory: the memory's folder.
@@ -115,8 +121,19 @@ def run(
         region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
         budget_ms: from a frame's capture to its answer.
         frames: stop after this many; 0 goes on until the source ends.
+        trace: with an app: write a trace of every answer's life there, for chrome://tracing or ui.perfetto.dev.
         json: print one JSON object a line for every answer, and one for the whole run; else only changed answers.
     """
+    if app is not None:
+        _run_app(app, trace, json=json, others=(source, ask, memory, region))
+        return
+    if source is None or not ask or memory is None or trace is not None:
+        raise UsageError(
+            "run",
+            expected="an app's file, or --source, --ask and --memory",
+            got="--trace without an app" if trace is not None else "neither",
+            do="give for instance --source 0 --ask 'is the gate open?' --memory home.memory",
+        )
     from edge_ravlm.frames import Region
     from edge_ravlm.runtime.apps.account import Account
     from edge_ravlm.runtime.apps.watch import watch
@@ -147,6 +164,27 @@ def run(
         **account.as_dict(budget_ms),
         "ended": ended,
     }
+    if json:
+        say_json({"summary": total})
+    else:
+        complain(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in total.items()))
+
+
+def _run_app(path: Path, trace: Path | None, *, json: bool, others: tuple[object, ...]) -> None:
+    import logging
+
+    from edge_ravlm.runtime.watching.app import App
+
+    if any(others):
+        raise UsageError(
+            "run", expected="an app's file alone", got="options that it says itself", do="put them into the file"
+        )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # on stderr: which camera is lost, and back
+    with App(path, trace=trace) as opened:
+        for sentence in opened.admission():
+            complain(sentence)
+        opened.run()
+        total = opened.summary()
     if json:
         say_json({"summary": total})
     else:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from edge_ravlm.errors import UsageError
 from edge_ravlm.runtime.answer import Latency
 
-
 _NEWEST, _LATEST, _QUANTILE = 64, 5, 0.9
 """Runs that a pace is made of, those that tell a drift, and the share that a bound covers."""
 

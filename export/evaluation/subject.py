@@ -139,9 +139,7 @@ class Subject:
             taught: whether they are to be remembered, instead of asked about.
         """
         look = self.eyes.study if taught else self.eyes.closer_look
-        return on_all_cores(
-            lambda index: look(self.eyes.preprocess(Frame(picture(index)))), range(pictures), bar, what
-        )
+        return on_all_cores(lambda index: look(self.eyes.preprocess(Frame(picture(index)))), range(pictures), bar, what)
 
 
 class BundleReader:

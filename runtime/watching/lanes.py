@@ -9,7 +9,7 @@ frames' order, none is lost, and nothing grows with the load.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from edge_ravlm.frames import Frame
@@ -32,6 +32,7 @@ class Watch:
         budget_ms: from a frame's capture to the answer.
         every_ms: least time between two frames that it is asked about; 0 asks about every frame.
         priority: share of the machine, relative to others', where there is too little for all.
+        on_motion: whether it is due only where something moved, which the camera's frames come with.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Watch:
     budget_ms: float
     every_ms: float = 0.0
     priority: float = 1.0
+    on_motion: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,9 @@ class Pending:
     next_at: float = float("-inf")
     thinned: int = 0
 
-    def arrive(self, frame: Frame) -> bool:
+    def arrive(self, frame: Frame, *, moved: bool = True) -> bool:
         """Whether the watch is due on this frame."""
-        if frame.captured_at < self.next_at:
+        if frame.captured_at < self.next_at or (self.watch.on_motion and not moved):
             return False
         self.next_at = frame.captured_at + self.watch.every_ms / 1e3
         if len(self.due) == MOST_DUE:
@@ -159,9 +161,14 @@ class Lane:
         """Whether there is a frame to look at."""
         return self._slot is not None
 
-    def arrive(self, frame: Frame) -> bool:
-        """A frame was captured; whether there is now something to look at."""
-        due = {name for name, pending in self.pending.items() if pending.arrive(frame)}
+    def arrive(self, frame: Frame, moved: Container[str] = ()) -> bool:
+        """A frame was captured; whether there is now something to look at.
+
+        Args:
+            frame: its index larger than those before.
+            moved: names of watches that something moved for.
+        """
+        due = {name for name, pending in self.pending.items() if pending.arrive(frame, moved=name in moved)}
         wanted = self._wanted | due
         if not wanted:
             return False

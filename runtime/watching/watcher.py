@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from edge_ravlm.errors import EdgeRavlmError, UsageError
@@ -88,11 +88,17 @@ class Watcher:
             self._lanes = lanes
             self._changed.notify_all()
 
-    def offer(self, camera: str, frame: Frame) -> None:
-        """A camera captured a frame; returns at once. Indices of one camera have to grow."""
+    def offer(self, camera: str, frame: Frame, moved: Container[str] = ()) -> None:
+        """A camera captured a frame; returns at once.
+
+        Args:
+            camera: its name.
+            frame: its index larger than those before.
+            moved: names of watches that something moved for.
+        """
         with self._changed:
             lane = self._lanes.get(camera)
-            if lane is not None and not self._stopping and lane.arrive(frame):
+            if lane is not None and not self._stopping and lane.arrive(frame, moved):
                 self._changed.notify_all()
 
     def forget(self, camera: str) -> None:
@@ -131,6 +137,10 @@ class Watcher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        with self._changed:  # what an error left without an answer of its own
+            lanes = self._lanes.values() if drain else ()
+            left = [one for lane in lanes for one in lane.expired(float("inf"), 0.0)]
+        self._say(left)
 
     # -- looking -----------------------------------------------------------------------------------------------
 

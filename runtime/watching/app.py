@@ -1,0 +1,313 @@
+"""An app at work: its cameras, watches and sinks, from a file that may change while it runs."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from edge_ravlm.bundle import STARTER
+from edge_ravlm.errors import DataError
+from edge_ravlm.frames import Frame
+from edge_ravlm.runtime.answer import Answer
+from edge_ravlm.runtime.apps.account import Account
+from edge_ravlm.runtime.memory import Where
+from edge_ravlm.runtime.pipeline import Ravlm, load
+from edge_ravlm.runtime.watching.events import Steady, as_dict
+from edge_ravlm.runtime.watching.feeds import Feed
+from edge_ravlm.runtime.watching.lanes import Told, Watch
+from edge_ravlm.runtime.watching.metrics import Metrics
+from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, read_app
+from edge_ravlm.runtime.watching.sinks import Sink
+from edge_ravlm.runtime.watching.trace import Trace
+from edge_ravlm.runtime.watching.watcher import Watcher, unhurried_collection
+
+log = logging.getLogger(__name__)
+
+Put = Callable[[dict[str, Any]], object]
+"""Takes an event or an answer as plain values; must not dawdle."""
+
+RELOAD_S = 1.0
+"""How often the file is looked at."""
+
+_POLL_S = 0.05
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
+
+
+class App:
+    """An app's file, opened: models, memory and sinks are ready, no camera is read yet.
+
+    Args:
+        path: of the file.
+        on_event: takes events as plain values, beside the file's sinks.
+        trace: file for a trace of every answer's life; None keeps none.
+
+    Attributes:
+        settings: as the file says, or said last without a mistake.
+        ravlm: what answers.
+        account: of all answers.
+        feeds: by camera.
+
+    Raises:
+        DataError: a file that is no valid app.
+        EdgeRavlmError: a bundle, memory or sink that cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, on_event: Put | None = None, trace: Path | None = None) -> None:
+        self.path, self.settings = path, read_app(path)
+        self.account, self.feeds = Account(), dict[str, Feed]()
+        self._base, self._modified = path.absolute().parent, _modified(path)
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._asked: dict[str, WatchSettings] = {}
+        self._steady: dict[str, Steady] = {}
+        with ExitStack() as stack:
+            self.ravlm = stack.enter_context(_loaded(self.settings, self._base))
+            self._metrics = stack.enter_context(Metrics(self.settings.metrics_port))
+            self._trace = stack.enter_context(Trace(trace))
+            sinks = [(sink.what, Sink(self._base / sink.path if sink.path else None)) for sink in self.settings.sinks]
+            for _, sink in sinks:
+                stack.callback(sink.close)
+            self._events: list[Put] = [sink.put for what, sink in sinks if what == "events"]
+            self._answers: list[Put] = [sink.put for what, sink in sinks if what == "answers"]
+            if on_event is not None:
+                self._events.append(on_event)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def stop(self) -> None:
+        """End ``run`` soon, from any thread; what is due is still answered."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Watch until ``stop``, SIGTERM or Ctrl-C, or until all cameras have ended."""
+        _settle(self.settings)
+        with (
+            _ended_by(signal.SIGTERM, self._stop),
+            _ended_by(signal.SIGINT, self._stop),
+            unhurried_collection(),
+            Watcher(self._ask, [], self._tell, self.settings.looking) as self._watcher,
+        ):
+            try:
+                self._apply(self.settings)
+                look_at = time.monotonic() + RELOAD_S
+                while not self._stop.is_set() and not all(feed.has_ended for feed in self.feeds.values()):
+                    self._stop.wait(_POLL_S)
+                    if time.monotonic() >= look_at:
+                        self._reload()
+                        look_at = time.monotonic() + RELOAD_S
+            finally:
+                for feed in self.feeds.values():
+                    feed.close()
+
+    # -- settings ----------------------------------------------------------------------------------------------
+
+    def admission(self) -> list[str]:
+        """What cannot be kept up with, in a sentence each; found by asking every watch about an empty picture."""
+        return admission(self.settings, self.ravlm)
+
+    def _reload(self) -> None:
+        modified = _modified(self.path)
+        if modified == self._modified:
+            return
+        self._modified = modified
+        try:
+            settings = read_app(self.path)
+        except DataError as error:
+            log.warning("%s the app goes on as it was", error)
+            return
+        for name in ("bundle", "memory", "threads", "looking", "sinks", "metrics_port", "pin", "lock_memory"):
+            if getattr(settings, name) != getattr(self.settings, name):
+                log.warning("app '%s': `%s` changes with the next start", self.path, name)
+        self.settings = settings
+        self._apply(settings)
+        log.info("app '%s': read again", self.path)
+
+    def _apply(self, settings: AppSettings) -> None:
+        with self._lock:
+            asked = {watch.name: watch for watch in settings.watches}
+            self._steady = {
+                name: self._steady[name]
+                if name in self._steady and self._asked.get(name) == watch
+                else Steady(watch.answers, watch.agree, watch.cool_down_s)
+                for name, watch in asked.items()
+            }
+            self._asked = asked
+        self._watcher.watch([settings.watch(watch) for watch in settings.watches])
+        wanted = {camera.name: camera for camera in settings.cameras}
+        for name, feed in list(self.feeds.items()):
+            if wanted.get(name) != feed.settings:
+                feed.close()
+                del self.feeds[name]
+                self._watcher.forget(name)
+        for name, camera in wanted.items():
+            motions = {w.name: w.looked_at for w in settings.watches if w.camera == name and w.on_motion}
+            if name in self.feeds:
+                self.feeds[name].motions = motions
+            else:
+                self._open(camera, motions)
+
+    def _open(self, camera: CameraSettings, motions: Mapping[str, Any]) -> None:
+        feed = Feed(camera, self._base, motions, self._offer, self._metrics.camera)
+        self.feeds[camera.name] = feed
+        feed.start()
+
+    # -- frames and answers ------------------------------------------------------------------------------------
+
+    def _offer(self, camera: str, frame: Frame, moved: frozenset[str]) -> None:
+        self._watcher.offer(camera, frame, moved)
+
+    def _ask(self, frame: Frame, watch: Watch) -> Answer:
+        with self._lock:
+            asked = self._asked.get(watch.name)
+        if asked is None:
+            raise DataError(f"watch '{watch.name}'", expected="one in the app's file", got="none", do="add it again")
+        with self._trace.looking(watch, frame) as looked:
+            answer = ask(self.ravlm, asked, frame, watch.budget_ms)
+            looked(answer)
+        return answer
+
+    def _tell(self, told: Told) -> None:
+        self.account.add(told.answer)
+        self._metrics.told(told)
+        self._trace.told(told)
+        for put in self._answers:
+            put(as_dict(told))
+        with self._lock:
+            steady = self._steady.get(told.watch)
+        event = None if steady is None else steady.add(told)
+        for put in self._events if event is not None else ():
+            assert event is not None
+            put(event.as_dict())
+
+    def summary(self) -> dict[str, Any]:
+        """Of the whole run, as plain values."""
+        cameras = {
+            name: {
+                "state": feed.state,
+                "reason": feed.reason,
+                "frames": feed.frames,
+                "dropped": feed.dropped,
+                "reconnects": feed.reconnects,
+            }
+            for name, feed in self.feeds.items()
+        }
+        return {"answers": self.account.answers, **self.account.as_dict(self.settings.budget_ms), "cameras": cameras}
+
+
+def ask(ravlm: Ravlm, watch: WatchSettings, frame: Frame, budget_ms: float) -> Answer:
+    """A watch's question about a frame."""
+    return ravlm.ask(
+        frame,
+        watch.question,
+        region=watch.looked_at,
+        where=Where(tags=watch.tags) if watch.tags else None,
+        budget_ms=budget_ms,
+        generate=watch.generate or None,
+        hops=watch.hops,
+        hold=False,
+    )
+
+
+def admission(settings: AppSettings, ravlm: Ravlm) -> list[str]:
+    """Sentences about watches that cannot be kept up with.
+
+    Args:
+        settings: of the app.
+        ravlm: opened with its bundle and memory; every question is asked a few times about an empty picture.
+    """
+    costs: dict[str, float] = {}
+    for watch in settings.watches:
+        costs[watch.name] = _cost_ms(ravlm, watch)
+    found, busy = [], 0.0
+    for camera in settings.cameras:
+        mine = [watch for watch in settings.watches if watch.camera == camera.name]
+        each = sum(costs[watch.name] for watch in mine)
+        budget_ms = min((settings.watch(watch).budget_ms for watch in mine), default=float("inf"))
+        rates = [min(camera.fps or _USUAL_FPS, 1e3 / watch.every_ms if watch.every_ms else 1e9) for watch in mine]
+        busy += sum(costs[watch.name] * rate for watch, rate in zip(mine, rates, strict=True)) / 1e3
+        if each > budget_ms:
+            found.append(
+                f"camera '{camera.name}': {len(mine)} watches need {each:.0f} ms a frame, the budget is "
+                f"{budget_ms:.0f} ms; raise budget_ms, or ask less."
+            )
+    if busy > 1:
+        found.append(
+            f"{len(settings.watches)} watches of {len(settings.cameras)} cameras need {busy:.1f} times what this "
+            "machine has: answers will be held and grow older; lower fps, or raise every_ms."
+        )
+    return found
+
+
+_USUAL_FPS = 25.0
+_TRIED = 3
+
+
+def _cost_ms(ravlm: Ravlm, watch: WatchSettings) -> float:
+    """The median of asking it about a grey picture that its region fits into."""
+    region = watch.looked_at
+    points = region.points if region is not None else ((640, 480),)
+    size = (max(480, *(y for _, y in points)), max(640, *(x for x, _ in points)), 3)
+    spent = []
+    for number in range(_TRIED):
+        picture = np.full(size, 60 + 60 * number, np.uint8)  # never the same twice: nothing comes from the cache
+        began = time.perf_counter()
+        ask(ravlm, watch, Frame(picture), 1e6)
+        spent.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(spent)
+
+
+def _loaded(settings: AppSettings, base: Path) -> Ravlm:
+    bundle = settings.bundle if settings.bundle == STARTER else base / settings.bundle
+    memory = base / settings.memory
+    return load(bundle, memory, budget_ms=settings.budget_ms, threads=settings.threads, create=False)
+
+
+def _settle(settings: AppSettings) -> None:
+    """Stay on the wished processors, and in main memory, as far as that is allowed."""
+    if settings.pin:
+        try:
+            os.sched_setaffinity(0, settings.pin)
+        except OSError as error:
+            log.warning("pin = %s: %s", list(settings.pin), error.strerror)
+    if settings.lock_memory and ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE):
+        log.warning("lock_memory: not allowed; raise the limit `ulimit -l`")
+
+
+def _modified(path: Path) -> int:
+    """Nanoseconds; 0 while there is no file, as in the middle of a replacement."""
+    with suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
+@contextmanager
+def _ended_by(number: signal.Signals, stop: threading.Event) -> Iterator[None]:
+    """Take a signal as the wish to stop; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

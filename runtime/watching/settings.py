@@ -1,0 +1,188 @@
+"""``APP.toml``: cameras, what is asked about them, and where the answers go; one validated file.
+
+::
+
+    memory = "home.memory"
+
+    [[cameras]]
+    name = "drive"
+    source = "rtsp://camera.local/stream"
+
+    [[watches]]
+    name = "garage"
+    camera = "drive"
+    question = "is the garage door open?"
+    region = "40,60,200,180"
+    answers = ["the garage door is open"]
+    agree = [2, 3]
+    cool_down_s = 60
+
+    [[sinks]]
+    kind = "file"
+    path = "events.jsonl"
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge_ravlm.errors import DataError, EdgeRavlmError
+from edge_ravlm.frames import Region
+from edge_ravlm.runtime.encoders import check_question
+from edge_ravlm.runtime.generation import check_hops
+from edge_ravlm.runtime.watching.lanes import Watch
+
+Name = Annotated[str, Meta(pattern=r"^[\w.-]{1,64}$")]
+Positive = Annotated[float, Meta(gt=0)]
+Least0 = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1, le=64)]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A misspelt key is an error, not a default."""
+
+
+class CameraSettings(_Strict, frozen=True):
+    """A camera.
+
+    Attributes:
+        name: what answers call it.
+        source: see ``open_camera``; a path is relative to the file.
+        fps: frames a second that are looked at, at most; 0 takes all.
+        loop: start a recording again at its end.
+        frozen_s: seconds of identical pictures after which a live source counts as frozen; 0 never.
+    """
+
+    name: Name
+    source: str
+    fps: Least0 = 0.0
+    loop: bool = False
+    frozen_s: Least0 = 10.0
+
+
+class WatchSettings(_Strict, frozen=True):
+    """A question that is asked again and again.
+
+    Attributes:
+        name: what answers call it.
+        camera: by its name.
+        question: a sentence.
+        region: ``x0,y0,x1,y1`` or ``NAME=…``, as in ``Region.parse``; the whole picture without it.
+        tags: only memories with these are used.
+        every_ms: least time between two frames that it is asked about; 0 asks about every frame.
+        on_motion: ask only where something moved since it was last asked.
+        budget_ms: from a frame's capture to its answer; the app's without it.
+        priority: share of the machine, relative to others', where there is too little for all.
+        generate, hops: see ``Ravlm.ask``.
+        answers: that are events; all are, without any.
+        agree: of the last m answers n have to be the same before it is an event.
+        cool_down_s: least time between two events with the same answer.
+    """
+
+    name: Name
+    camera: Name
+    question: str
+    region: str | None = None
+    tags: dict[str, str | int | float | bool] = {}
+    every_ms: Least0 = 0.0
+    on_motion: bool = False
+    budget_ms: Positive | None = None
+    priority: Positive = 1.0
+    generate: bool = False
+    hops: int = 1
+    answers: tuple[str, ...] = ()
+    agree: tuple[Count, Count] = (1, 1)
+    cool_down_s: Least0 = 0.0
+
+    @property
+    def looked_at(self) -> Region | None:
+        """The region."""
+        return None if self.region is None else Region.parse(self.region)
+
+
+class SinkSettings(_Strict, frozen=True):
+    """Where answers go, a JSON object a line.
+
+    Attributes:
+        kind: ``stdout`` or ``file``.
+        path: of the file, which is appended to; relative to the app's.
+        what: ``events`` (changes that hold), or all ``answers``.
+    """
+
+    kind: Literal["stdout", "file"] = "stdout"
+    path: str = ""
+    what: Literal["events", "answers"] = "events"
+
+
+class AppSettings(_Strict, frozen=True):
+    """A whole app.
+
+    Attributes:
+        memory: folder of the memory; relative to the file.
+        bundle: a folder, a ``.zip``, or ``starter``.
+        threads: CPU threads of the models; None takes up to four.
+        looking: frames that are looked at at once; more than one pays where answers are written in words.
+        budget_ms: of watches that name none.
+        pin: CPUs to stay on; all without any.
+        lock_memory: keep what is mapped in main memory, where that is allowed.
+        metrics_port: of a Prometheus endpoint; 0 opens none.
+    """
+
+    memory: str
+    cameras: Annotated[tuple[CameraSettings, ...], Meta(min_length=1)]
+    watches: Annotated[tuple[WatchSettings, ...], Meta(min_length=1)]
+    bundle: str = "starter"
+    threads: Count | None = None
+    looking: Count = 1
+    budget_ms: Positive = 100.0
+    pin: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    lock_memory: bool = False
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    sinks: tuple[SinkSettings, ...] = (SinkSettings(),)
+
+    def watch(self, of: WatchSettings) -> Watch:
+        """What of a watch concerns its deadlines."""
+        budget_ms = self.budget_ms if of.budget_ms is None else of.budget_ms
+        return Watch(of.name, of.camera, budget_ms, of.every_ms, of.priority, of.on_motion)
+
+
+def read_app(path: Path) -> AppSettings:
+    """An app's file, checked as a whole.
+
+    Raises:
+        DataError: no such file, no TOML, an unknown key, a value out of range, or names that do not fit together.
+    """
+    try:
+        app = msgspec.toml.decode(path.read_bytes(), type=AppSettings)
+        _check(app)
+    except OSError as error:
+        raise DataError(
+            f"app '{path}'", expected="a readable TOML file", got=error.strerror or str(error), do="check the path"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, EdgeRavlmError, ValueError) as error:
+        raise DataError(f"app '{path}'", expected="a valid app", got=str(error).rstrip("."), do="correct it") from None
+    return app
+
+
+def _check(app: AppSettings) -> None:
+    """Raises ValueError, or the error of the part at fault, for what the types alone do not tell."""
+    cameras, watches = ([one.name for one in part] for part in (app.cameras, app.watches))
+    for what, names in (("cameras", cameras), ("watches", watches)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two {what} named '{twice[0]}'")
+    for watch in app.watches:
+        if watch.camera not in cameras:
+            raise ValueError(f"watch '{watch.name}' of camera '{watch.camera}', which is none of {', '.join(cameras)}")
+        if watch.agree[0] > watch.agree[1]:
+            raise ValueError(f"watch '{watch.name}' with agree = {list(watch.agree)}, more than there are")
+        check_question(watch.question)
+        check_hops(watch.hops)
+        _ = watch.looked_at
+    for sink in app.sinks:
+        if (sink.kind == "file") != bool(sink.path):
+            raise ValueError(f"a {sink.kind} sink {'without' if sink.kind == 'file' else 'with'} a path")

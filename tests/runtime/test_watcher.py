@@ -1,0 +1,239 @@
+"""The watcher's threads: nothing lost, nothing out of order, deadlines kept while an answer takes its time."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edge_ravlm.errors import BundleError, UsageError
+from edge_ravlm.frames import Frame
+from edge_ravlm.runtime.answer import Answer, Latency, Level
+from edge_ravlm.runtime.watching.lanes import Told, Watch
+from edge_ravlm.runtime.watching.watcher import Watcher, unhurried_collection
+
+PIXELS = np.zeros((4, 4, 3), np.uint8)
+LONG = 60_000.0
+PATIENCE_S = 20.0
+
+
+def frame(index: int) -> Frame:
+    return Frame(PIXELS, index=index, source="yard")
+
+
+def answer(of: Frame, watch: Watch) -> Answer:
+    total_ms = (time.monotonic() - of.captured_at) * 1e3
+    return Answer(f"of {of.index}", 0.9, Level.RETRIEVED, (), Latency({}, total_ms, watch.budget_ms), of.captured_at)
+
+
+class Ears:
+    """Takes answers, and lets a test wait for some number of them."""
+
+    def __init__(self) -> None:
+        self.all: list[Told] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, one: Told) -> None:
+        with self._changed:
+            self.all.append(one)
+            self._changed.notify_all()
+
+    def wait(self, count: int) -> list[Told]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.all) >= count, PATIENCE_S)
+            return self.all[:count]
+
+
+class Gate:
+    """An ask that waits until it is let through."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, of: Frame, watch: Watch) -> Answer:
+        self.entered.release()
+        assert self.open.acquire(timeout=PATIENCE_S)
+        return answer(of, watch)
+
+    def await_entry(self) -> None:
+        assert self.entered.acquire(timeout=PATIENCE_S)
+
+
+def shown(told: list[Told]) -> list[tuple[int, str, str]]:
+    return [(one.index, one.answer.text, str(one.answer.level)) for one in told]
+
+
+def test_every_frame_is_answered_in_order_when_there_is_time() -> None:
+    told = Ears()
+    with Watcher(answer, [Watch("gate", "yard", LONG)], told) as watcher:
+        for index in range(20):
+            watcher.offer("yard", frame(index))
+            told.wait(index + 1)
+    assert shown(told.all) == [(index, f"of {index}", "retrieved") for index in range(20)]
+
+
+def test_a_deadline_holds_while_an_answer_takes_its_time() -> None:
+    told, ask = Ears(), Gate()
+    with Watcher(ask, [Watch("gate", "yard", 50.0)], told) as watcher:
+        watcher.offer("yard", frame(0))
+        ask.await_entry()
+        ask.open.release()
+        told.wait(1)
+        watcher.offer("yard", frame(1))
+        ask.await_entry()  # and it never comes back in time
+        held = told.wait(2)[1]
+        assert (held.index, held.answer.text, held.answer.level, held.age_frames) == (1, "of 0", Level.HELD, 1)
+        assert not ask.open.acquire(blocking=False)
+        ask.open.release()
+    assert len(told.all) == 2, "what came too late is not given again"
+
+
+def test_an_answer_that_came_too_late_is_the_one_that_is_held_next() -> None:
+    told, ask = Ears(), Gate()
+    with Watcher(ask, [Watch("gate", "yard", 50.0)], told) as watcher:
+        for index in range(2):
+            watcher.offer("yard", frame(index))
+            ask.await_entry()
+            if index == 0:
+                ask.open.release()
+            told.wait(index + 1)
+        watcher.offer("yard", frame(2))
+        ask.open.release()  # of frame 1, after its deadline
+        ask.await_entry()
+        third = told.wait(3)[2]
+        assert (third.index, third.answer.text, third.age_frames) == (2, "of 1", 1)
+        ask.open.release()
+
+
+def test_the_newest_frame_wins_and_its_answer_is_for_those_before_it() -> None:
+    told, ask = Ears(), Gate()
+    with Watcher(ask, [Watch("gate", "yard", LONG)], told) as watcher:
+        watcher.offer("yard", frame(0))
+        ask.await_entry()
+        for index in range(1, 9):
+            watcher.offer("yard", frame(index))
+        assert watcher.waiting == 9
+        assert watcher.replaced == {"yard": 7}
+        ask.open.release()
+        ask.await_entry()
+        ask.open.release()
+        told.wait(9)
+    assert shown(told.all) == [(0, "of 0", "retrieved"), *((index, "of 8", "retrieved") for index in range(1, 9))]
+
+
+def test_closing_answers_what_is_due_and_then_takes_nothing() -> None:
+    told = Ears()
+    watcher = Watcher(answer, [Watch("gate", "yard", LONG)], told)
+    for index in range(5):
+        watcher.offer("yard", frame(index))
+    watcher.close()
+    assert [one.index for one in told.all] == [0, 1, 2, 3, 4]
+    watcher.offer("yard", frame(5))
+    watcher.close()
+    assert (len(told.all), watcher.waiting) == (5, 0)
+
+
+def test_closing_at_once_leaves_what_was_not_begun() -> None:
+    told, ask = Ears(), Gate()
+    watcher = Watcher(ask, [Watch("gate", "yard", LONG)], told)
+    watcher.offer("yard", frame(0))
+    ask.await_entry()
+    watcher.offer("yard", frame(1))
+    closing = threading.Thread(target=watcher.close, kwargs={"drain": False})
+    closing.start()
+    ask.open.release()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    assert [one.index for one in told.all] == [0]
+
+
+def test_an_error_is_told_and_the_next_frame_is_answered() -> None:
+    told = Ears()
+
+    def ask(of: Frame, watch: Watch) -> Answer:
+        if of.index == 0:
+            raise BundleError("model", expected="an answer", got="none", do="try again")
+        return answer(of, watch)
+
+    with Watcher(ask, [Watch("gate", "yard", LONG)], told) as watcher:
+        watcher.offer("yard", frame(0))
+        _until(lambda: bool(watcher.faults))
+        watcher.offer("yard", frame(1))
+        told.wait(2)
+    assert shown(told.all) == [(0, "of 1", "retrieved"), (1, "of 1", "retrieved")]
+    assert list(watcher.faults) == ["model: expected an answer, got none; try again."]
+
+
+def test_watches_can_be_replaced_while_frames_come() -> None:
+    told = Ears()
+    gate, door = Watch("gate", "yard", LONG), Watch("door", "yard", LONG)
+    with Watcher(answer, [gate], told) as watcher:
+        watcher.offer("yard", frame(0))
+        told.wait(1)
+        watcher.watch([gate, door])
+        watcher.offer("yard", frame(1))
+        told.wait(3)
+        watcher.watch([door])
+        watcher.offer("yard", frame(2))
+        told.wait(4)
+        watcher.offer("street", frame(0))  # nobody watches there
+    assert [(one.watch, one.index) for one in told.all[:1]] == [("gate", 0)]
+    assert {(one.watch, one.index) for one in told.all[1:3]} == {("gate", 1), ("door", 1)}
+    assert [(one.watch, one.index) for one in told.all[3:]] == [("door", 2)]
+
+
+def test_two_watches_of_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="names that differ"):
+        Watcher(answer, [Watch("gate", "yard", LONG), Watch("gate", "street", LONG)], Ears())
+
+
+def test_after_a_change_of_picture_nothing_old_is_held() -> None:
+    told, ask = Ears(), Gate()
+    with Watcher(ask, [Watch("gate", "yard", 20.0)], told) as watcher:
+        watcher.offer("yard", frame(0))
+        ask.await_entry()
+        ask.open.release()
+        told.wait(1)
+        watcher.forget("yard")
+        watcher.offer("yard", frame(1))
+        ask.await_entry()
+        time.sleep(0.1)  # the deadline passes, and there is nothing that could be held
+        assert len(told.all) == 1
+        ask.open.release()
+        late = told.wait(2)[1]
+    assert (late.answer.text, late.answer.level, late.is_late) == ("of 1", Level.RETRIEVED, True)
+
+
+def test_several_threads_may_look_and_the_order_stays() -> None:
+    told = Ears()
+
+    def ask(of: Frame, watch: Watch) -> Answer:
+        time.sleep(0.002 if of.index % 3 else 0.006)
+        return answer(of, watch)
+
+    with Watcher(ask, [Watch("gate", "yard", LONG)], told, workers=3) as watcher:
+        for index in range(60):
+            watcher.offer("yard", frame(index))
+            time.sleep(0.001)
+    assert [one.index for one in told.all] == list(range(60))
+    found = [one.index - one.age_frames for one in told.all]
+    assert found == sorted(found)
+
+
+def test_the_collector_leaves_alone_what_was_there() -> None:
+    before = gc.get_freeze_count()
+    with unhurried_collection():
+        assert gc.get_freeze_count() > before
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def _until(done: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
