@@ -119,7 +119,8 @@ class Feed:
         if frame.captured_at < self._due_at:
             return
         if self.settings.fps:
-            self._due_at = max(self._due_at + 1 / self.settings.fps, frame.captured_at)
+            on_time = self._due_at + 1 / self.settings.fps
+            self._due_at = on_time if on_time > frame.captured_at else frame.captured_at + 1 / self.settings.fps
         self.frames += 1
         self._offer(self.settings.name, frame, self._moved(frame))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import logging
 import os
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from edge_ravlm.runtime.camera import (
     masked,
     open_camera,
 )
+from tests.runtime.conftest import MjpegServer
 
 SOON = Reconnect(first_wait_s=0.02, longest_wait_s=0.1)
 
@@ -91,65 +91,6 @@ def folder(tmp_path: Path) -> Path:
         cv2.imwrite(str(path / f"img{i}.png"), picture(i))
     (path / "notes.txt").write_text("not an image")
     return path
-
-
-class MjpegServer:
-    """A network camera: MJPEG over HTTP, stopped and started at will, always on the same port."""
-
-    def __init__(self) -> None:
-        self.size = (64, 48)
-        self.has_stream = True
-        self.sending = threading.Event()
-        self.sending.set()
-        self.port = 0
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://admin:s3cret@127.0.0.1:{self.port}/live.mjpg"
-
-    def start(self) -> None:
-        camera, self.stopping = self, threading.Event()
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                camera.stream(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._server.daemon_threads = False  # so that closing waits for the connections
-        self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def stream(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        if not self.has_stream:
-            request.send_error(404)
-            return
-        request.send_response(200)
-        request.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        request.end_headers()
-        with contextlib.suppress(OSError):
-            while not self.stopping.wait(0.01):
-                if self.sending.is_set():
-                    jpeg = cv2.imencode(".jpg", picture(5, self.size))[1].tobytes()
-                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                    request.wfile.write(head.encode() + jpeg + b"\r\n")
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def server() -> Iterator[MjpegServer]:
-    server = MjpegServer()
-    yield server
-    server.stop()
 
 
 def free_port() -> int:

@@ -1,0 +1,256 @@
+"""An app as people run it: a file, recordings as cameras, lines of JSON, metrics, a trace, a reload, SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from edge_ravlm.cli import run as command
+from edge_ravlm.errors import MemoryFault, MissingExtra, StorageError
+from edge_ravlm.runtime.answer import Answer, Latency, Level
+from edge_ravlm.runtime.pipeline import load
+from edge_ravlm.runtime.watching import app as app_module
+from edge_ravlm.runtime.watching.app import App, admission
+from edge_ravlm.runtime.watching.lanes import Told
+from edge_ravlm.runtime.watching.metrics import WAITING, Metrics, longest
+from edge_ravlm.runtime.watching.sinks import Sink
+from edge_ravlm.runtime.watching.trace import Trace
+
+OPEN, CLOSED = "the gate is open", "the gate is closed"
+Until = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, yard: Any) -> Path:
+    """A memory that knows the gate, and a folder of pictures in which it opens and closes."""
+    folder = tmp_path_factory.mktemp("home")
+    with load("starter", memory=folder / "yard.memory") as ravlm:
+        ravlm.remember(yard.open, OPEN, region=yard.gate)
+        ravlm.remember(yard.closed, CLOSED, region=yard.gate)
+    (folder / "stills").mkdir()
+    for index in range(24):
+        picture = (yard.closed_later, yard.open_later)[index // 6 % 2]
+        assert cv2.imwrite(str(folder / f"stills/{index:02d}.png"), picture)
+    return folder
+
+
+def written(
+    home: Path, name: str, yard: Any, *, top: str = "", camera: str = "", watch: str = "", more: str = ""
+) -> Path:
+    (x0, y0), (x1, y1) = yard.gate.points
+    path = home / name
+    path.write_text(
+        f"""
+memory = "yard.memory"
+budget_ms = 60000
+{top}
+[[cameras]]
+name = "yard"
+source = "stills"
+{camera}
+[[watches]]
+name = "gate"
+camera = "yard"
+question = "is the gate open?"
+region = "{yard.gate.name}={x0},{y0},{x1},{y1}"
+{watch}
+[[sinks]]
+kind = "file"
+path = "{name}.events.jsonl"
+[[sinks]]
+kind = "file"
+what = "answers"
+path = "{name}.answers.jsonl"
+{more}
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_frame_is_answered_and_events_are_changes_that_hold(home: Path, yard: Any) -> None:
+    path = written(home, "plain.toml", yard, watch="agree = [2, 3]")
+    heard: list[dict[str, Any]] = []
+    with App(path, on_event=heard.append) as app:
+        app.run()
+        summary = app.summary()
+    answers, events = lines(home / "plain.toml.answers.jsonl"), lines(home / "plain.toml.events.jsonl")
+    assert [row["frame"] for row in answers] == list(range(24))
+    for row in answers:  # a busy machine may look at the next frame instead, and that is another state after each sixth
+        assert row["text"] in {(CLOSED, OPEN)[index // 6 % 2] for index in {row["frame"], row["frame"] + 1} - {24}}
+        assert row["frame"] % 6 == 5 or row["text"] == (CLOSED, OPEN)[row["frame"] // 6 % 2]
+    assert all(row["evidence"] and row["latency"]["met"] for row in answers)
+    changes = [(row["text"], row["before"]) for row in events]
+    assert changes == [(CLOSED, None), (OPEN, CLOSED), (CLOSED, OPEN), (OPEN, CLOSED)]
+    assert [row["text"] for row in heard] == [row["text"] for row in events]
+    assert summary["answers"] == 24
+    assert summary["cameras"]["yard"]["state"] == "ended"
+    assert summary["cameras"]["yard"]["reason"] == "end of file"
+
+
+def test_watches_on_motion_and_with_a_period_are_asked_less(home: Path, yard: Any) -> None:
+    more = '[[watches]]\nname = "seldom"\ncamera = "yard"\nquestion = "is the gate open?"\nevery_ms = 60000\n'
+    with App(written(home, "less.toml", yard, watch="on_motion = true", more=more)) as app:
+        app.run()
+    rows = lines(home / "less.toml.answers.jsonl")
+    assert [row["frame"] for row in rows if row["watch"] == "gate"] == [0, 6, 12, 18]
+    assert [row["frame"] for row in rows if row["watch"] == "seldom"] == [0]
+
+
+@contextmanager
+def running(app: App) -> Iterator[None]:
+    thread = threading.Thread(target=app.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        app.stop()
+        thread.join()
+
+
+def test_a_changed_file_is_read_again_and_a_wrong_one_is_not(
+    home: Path, yard: Any, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "RELOAD_S", 0.05)
+    path = written(home, "again.toml", yard, camera="loop = true")
+    with App(path) as app, caplog.at_level(logging.INFO), running(app):
+        until(lambda: app.account.answers > 2)
+        path.write_text("memory = 3", encoding="utf-8")
+        until(lambda: "the app goes on as it was" in caplog.text)
+        seen = app.account.answers
+        until(lambda: app.account.answers > seen + 2)
+        more = '[[watches]]\nname = "what"\ncamera = "yard"\nquestion = "what is this?"\n'
+        written(home, "again.toml", yard, camera="loop = true", more=more, top="threads = 1")
+        until(lambda: any(row["watch"] == "what" for row in lines(home / "again.toml.answers.jsonl")))
+        assert "`threads` changes with the next start" in caplog.text
+        (home / "again.toml").write_text(path.read_text().replace('name = "yard"', 'name = "street"').replace(
+            'camera = "yard"', 'camera = "street"'), encoding="utf-8")  # fmt: skip
+        until(lambda: any(row["camera"] == "street" for row in lines(home / "again.toml.answers.jsonl")))
+        assert set(app.feeds) == {"street"}
+    frames = [row["frame"] for row in lines(home / "again.toml.answers.jsonl") if row["camera"] == "street"]
+    assert frames == sorted(frames)
+
+
+def test_the_command_ends_with_sigterm_and_loses_nothing(home: Path, yard: Any) -> None:
+    path = written(home, "term.toml", yard, camera="loop = true", more='[[sinks]]\nwhat = "answers"\n')
+    main = "import sys; from edge_ravlm.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", main, "run", str(path), "--json", "--trace", str(home / "t.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        rest, complaints = process.communicate(timeout=60)
+    assert process.returncode == 0, complaints
+    rows = [json.loads(line) for line in [*said, *rest.splitlines()]]
+    assert [row["frame"] for row in rows[:-1]] == list(range(len(rows) - 1))
+    assert rows[-1]["summary"]["answers"] == len(rows) - 1 == len(lines(home / "term.toml.answers.jsonl"))
+    events = json.loads((home / "t.json").read_bytes())["traceEvents"]
+    assert {"yard: gate", "looking 0"} <= {one["args"].get("name") for one in events}
+    spans = [one for one in events if one["ph"] == "X" and "answer" in one["args"]]
+    assert len(spans) == len(rows) - 1
+
+
+def test_what_cannot_be_opened_is_said_before_anything_is_watched(
+    home: Path, yard: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(home, "bad.toml", yard)
+    path.write_text(path.read_text().replace("yard.memory", "none.memory"), encoding="utf-8")
+    with pytest.raises(MemoryFault):
+        App(path)
+    assert command(["run", str(home / "none.toml")]) == 1
+    assert "expected a readable TOML file" in capsys.readouterr().err
+    assert command(["run", str(path), "--source", "0"]) == 2
+    assert "an app's file alone" in capsys.readouterr().err
+    assert command(["run", "--source", "0"]) == 2
+    assert command(["run", "--source", "0", "--ask", "x", "--memory", "m", "--trace", "t.json"]) == 2
+    assert "--trace without an app" in capsys.readouterr().err
+    with pytest.raises(StorageError):
+        Sink(home / "none" / "x.jsonl")
+    with pytest.raises(StorageError):
+        Trace(home / "none" / "x.json")
+
+
+def test_admission_says_what_cannot_be_kept_up_with(home: Path, yard: Any) -> None:
+    with App(written(home, "fits.toml", yard, camera="fps = 0.1")) as app:
+        assert app.admission() == []
+        few = written(home, "few.toml", yard, top="").read_text().replace("budget_ms = 60000", "budget_ms = 0.01")
+        (home / "few.toml").write_text(few)
+        (tight,) = [one for one in admission(app_module.read_app(home / "few.toml"), app.ravlm) if "budget" in one]
+        assert tight.startswith("camera 'yard': 1 watches need ")
+        many = "".join(f'[[watches]]\nname = "w{n}"\ncamera = "yard"\nquestion = "is it {n}?"\n' for n in range(20))
+        busy = written(home, "busy.toml", yard, camera="fps = 1000", more=many)
+        found = admission(app_module.read_app(busy), app.ravlm)
+        assert any("21 watches of 1 cameras need" in one and "times what this machine has" in one for one in found)
+
+
+# -- metrics and trace ------------------------------------------------------------------------------------------------
+
+
+def told(level: Level = Level.RETRIEVED, total_ms: float = 12.0, age_frames: int = 0) -> Told:
+    answer = Answer(OPEN, 0.9, level, (), Latency({"encode": 5.0, "search": 1.0}, total_ms, 20.0), 1.0)
+    return Told("yard", "gate", 7, 1.0, answer, age_frames, total_ms)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_metrics_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with Metrics(port) as metrics:
+        metrics.told(told())
+        metrics.told(told(Level.HELD, 90.0, age_frames=3))
+        with pytest.raises(StorageError, match="a free port"):
+            Metrics(port)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
+            text = page.read().decode()
+    for line in (
+        'edge_ravlm_answers_total{camera="yard",level="held",watch="gate"} 1.0',
+        'edge_ravlm_misses_total{camera="yard",stage="waiting",watch="gate"} 1.0',
+        'edge_ravlm_age_frames_bucket{camera="yard",le="2.0",watch="gate"} 1.0',
+        'edge_ravlm_stage_milliseconds_count{stage="encode"} 2.0',
+        'edge_ravlm_answer_milliseconds_bucket{camera="yard",le="15.0",watch="gate"} 1.0',
+    ):
+        assert line in text
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MissingExtra):
+        Metrics(port)
+    Metrics(0).told(told())
+
+
+def test_a_late_answer_is_blamed_on_its_longest_stage() -> None:
+    assert longest(Latency({"encode": 30.0, "search": 4.0}, 40.0, 20.0)) == "encode"
+    assert longest(Latency({"encode": 3.0}, 40.0, 20.0)) == WAITING
+
+
+def test_the_state_of_cameras_is_served(home: Path, yard: Any, until: Until) -> None:
+    port = free_port()
+    with App(written(home, "seen.toml", yard, camera="loop = true", top=f"metrics_port = {port}")) as app, running(app):
+        until(lambda: app.account.answers > 2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
+            text = page.read().decode()
+    assert 'edge_ravlm_camera_state{camera="yard",state="running"} 1.0' in text
+    assert 'edge_ravlm_camera_state{camera="yard",state="lost"} 0.0' in text

@@ -1,0 +1,80 @@
+"""An app's file: what it may say, and the sentence for what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_ravlm.errors import DataError
+from edge_ravlm.frames import Region
+from edge_ravlm.runtime.watching.lanes import Watch
+from edge_ravlm.runtime.watching.settings import SinkSettings, read_app
+
+GOOD = """
+memory = "home.memory"
+budget_ms = 40
+
+[[cameras]]
+name = "drive"
+source = "rtsp://camera.local/stream"
+
+[[watches]]
+name = "garage"
+camera = "drive"
+question = "is the garage door open?"
+region = "door=40,60,200,180"
+every_ms = 500
+agree = [2, 3]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "app.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_short_file_says_the_rest_by_default(tmp_path: Path) -> None:
+    app = read_app(written(tmp_path, GOOD))
+    (watch,) = app.watches
+    assert watch.looked_at == Region.box(40, 60, 200, 180, "door")
+    assert app.watch(watch) == Watch("garage", "drive", 40.0, every_ms=500.0)
+    assert app.sinks == (SinkSettings(kind="stdout", what="events"),)
+
+
+def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
+    app = read_app(written(tmp_path, GOOD + "budget_ms = 70\npriority = 3\non_motion = true\n"))
+    assert app.watch(app.watches[0]) == Watch("garage", "drive", 70.0, 500.0, 3.0, on_motion=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('camera = "drive"', 'camera = "drove"', "watch 'garage' of camera 'drove', which is none of drive"),
+        ("agree = [2, 3]", "agree = [4, 3]", "agree = [4, 3], more than there are"),
+        ("agree = [2, 3]", "agrees = [2, 3]", "unknown field `agrees`"),
+        ("every_ms = 500", "every_ms = -1", ">= 0.0"),
+        ("budget_ms = 40", "budget_ms = 0", "> 0.0"),
+        ('region = "door=40,60,200,180"', 'region = "door=40,60"', "region 'door'"),
+        ('question = "is the garage door open?"', 'question = " "', "question: expected a sentence"),
+        ("every_ms = 500", "hops = 9", "hops: expected 1 to 2"),
+        ('name = "garage"', 'name = "the garage"', "matching regex"),
+        ("[[cameras]]", '[[cameras]]\nname = "drive"\nsource = "0"\n[[cameras]]', "two cameras named 'drive'"),
+        ('memory = "home.memory"', "", "missing required field `memory`"),
+        ("budget_ms = 40", "budget_ms = = 40", "Invalid"),
+        ("[[cameras]]", '[[sinks]]\nkind = "file"\n[[cameras]]', "a file sink without a path"),
+        ("[[cameras]]", '[[sinks]]\npath = "x"\n[[cameras]]', "a stdout sink with a path"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert old in GOOD
+    with pytest.raises(DataError) as caught:
+        read_app(written(tmp_path, GOOD.replace(old, new, 1)))
+    assert sentence in str(caught.value)
+    assert "app.toml" in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file or directory"):
+        read_app(tmp_path / "none.toml")
