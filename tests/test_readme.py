@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -69,10 +70,17 @@ def test_the_python_example_runs_and_answers(gate: Path) -> None:
 
 
 def test_the_shell_examples_run_and_answer(gate: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (app,) = blocks("toml")
+    (gate / "now").mkdir()
+    (gate / "now/1.jpg").write_bytes((gate / "now.jpg").read_bytes())
+    one_picture = app.replace("rtsp://camera.local/stream", "now").replace("[2, 3]", "[1, 1]")
+    (gate / "home.toml").write_text(one_picture, encoding="utf-8")
     for line in command_lines():
         if not line.startswith(NOT_RUN):
             assert run(shlex.split(line)[1:]) == 0, line
     assert capsys.readouterr().out.count("the gate is open") >= 2
+    (event,) = (gate / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(event)["text"] == "the gate is open"
 
 
 @pytest.mark.parametrize("line", command_lines())

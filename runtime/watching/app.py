@@ -50,7 +50,7 @@ class App:
 
     Args:
         path: of the file.
-        on_event: takes events as plain values, beside the file's sinks.
+        on_event, on_answer: take events and answers as plain values, beside the file's sinks.
         trace: file for a trace of every answer's life; None keeps none.
 
     Attributes:
@@ -64,7 +64,14 @@ class App:
         EdgeRavlmError: a bundle, memory or sink that cannot be opened.
     """
 
-    def __init__(self, path: Path, *, on_event: Put | None = None, trace: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        on_event: Put | None = None,
+        on_answer: Put | None = None,
+        trace: Path | None = None,
+    ) -> None:
         self.path, self.settings = path, read_app(path)
         self.account, self.feeds = Account(), dict[str, Feed]()
         self._base, self._modified = path.absolute().parent, _modified(path)
@@ -80,8 +87,8 @@ class App:
                 stack.callback(sink.close)
             self._events: list[Put] = [sink.put for what, sink in sinks if what == "events"]
             self._answers: list[Put] = [sink.put for what, sink in sinks if what == "answers"]
-            if on_event is not None:
-                self._events.append(on_event)
+            self._events += [on_event] if on_event is not None else []
+            self._answers += [on_answer] if on_answer is not None else []
             self._stack = stack.pop_all()
 
     def __enter__(self) -> App:

@@ -1,0 +1,71 @@
+"""The deadline benchmark on a runtime whose speed is known: what it counts, and that a plain loop looks worse."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import deadline as benchmark
+import numpy as np
+import pytest
+import soak
+
+from edge_ravlm.frames import Frame
+from edge_ravlm.runtime.answer import Answer, Latency, Level
+from edge_ravlm.runtime.watching.settings import read_app
+
+pytestmark = pytest.mark.export  # it draws
+
+BUDGET_MS = 60.0
+
+
+def scene(takes_s: float) -> Any:
+    """Every answer takes so long; those about odd frames are wrong, the third has no truth."""
+
+    def ask(_ravlm: object, frame: Frame, budget_ms: float) -> Answer:
+        time.sleep(takes_s)
+        spent_ms = (time.monotonic() - frame.captured_at) * 1e3
+        return Answer(f"{frame.index}", 0.9, Level.RETRIEVED, (), Latency({}, spent_ms, budget_ms), frame.captured_at)
+
+    def is_right(index: int, answer: Answer) -> bool | None:
+        return None if index == 2 else int(answer.text) % 2 == 0
+
+    frames = [np.zeros((4, 4, 3), np.uint8)] * 5
+    return SimpleNamespace(frames=frames, ask=ask, is_right=is_right)
+
+
+def test_nothing_is_late_lost_or_old_where_there_is_time() -> None:
+    found = benchmark._watched(None, scene(0.0), BUDGET_MS, 20.0, 0.6)
+    assert (found["answers"], found["lost"], found["reordered"]) == (30, 0, 0)
+    assert found["median_age_frames"] == 0
+    assert found["levels"]["retrieved"] > 0.8
+    assert found["accuracy"] == pytest.approx(14 / 29, abs=0.1)
+    assert len(found["latencies_ms"]) == 30
+
+
+def test_too_many_frames_are_held_by_the_watcher_and_queue_up_in_a_plain_loop() -> None:
+    slow = scene(0.05)
+    watched, plain = (run(None, slow, BUDGET_MS, 10.0, 1.5) for run in (benchmark._watched, benchmark._plain_loop))
+    assert (watched["answers"], watched["lost"], watched["reordered"]) == (150, 0, 0)
+    assert watched["levels"]["held"] > 0.5
+    assert watched["max_queue"] < plain["max_queue"]
+    assert watched["miss_rate"] < plain["miss_rate"]
+    assert watched["median_age_frames"] < plain["median_age_frames"]
+    assert plain["lost"] > 50
+
+
+def test_the_picture_shows_all_three(tmp_path: Path) -> None:
+    row = {"latencies_ms": [1.0, 2.0, 30.0], "miss_rate": 1 / 3}
+    found = {"nominal": row, "overload": row, "plain_loop": row, "budget_ms": 20.0}
+    benchmark.plot(found, tmp_path / "x.png")
+    assert cv2.imread(str(tmp_path / "x.png")).shape[0] > 300
+
+
+def test_the_soak_writes_an_app_that_is_valid(tmp_path: Path) -> None:
+    app = read_app(soak._app(tmp_path, "http://127.0.0.1:1/live.mjpg"))
+    assert [camera.name for camera in app.cameras] == ["yard0", "yard1", "yard2", "yard3", "network"]
+    assert len(app.watches) == 10
+    assert (tmp_path / "yard.memory").is_dir()
