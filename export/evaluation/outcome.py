@@ -32,6 +32,7 @@ MEANINGS: Mapping[str, str] = {
     "one_hop": "reads a picture's code",
     "two_hop": "reads what the code means from another entry, searching twice",
     "two_hop_searching_once": "the same without the second search",
+    "two_hop_not_searching": "the same without any search",
     "decode_ms_p50": "reading and 8 tokens, 2 threads, milliseconds",
     "text_to_image_recall10": "a caption's picture is among the ten nearest",
     "exact_match": "right answers on the official test part",

@@ -357,21 +357,23 @@ def _hopped(
     notes += [Note(known[row].explained, known[row].answer) for row in rows]
     with shelved(subject, notes) as shelf:
 
-        def answered(view: View) -> tuple[bool, bool, bool]:
+        def answered(view: View) -> tuple[bool, ...]:
             hop, cells = known[view.row], cells_of(view.look)
 
             def right(question: str, searches: int, answer: str) -> bool:
-                found = shelf.found(question, view.look, hops=searches)
+                found = shelf.found(question, view.look, hops=searches) if searches else []
                 return exact_match(said(reader, reader.answer(Episode(question, _passages(found), cells))), answer)
 
             return (
                 right(hop.code_question, 1, hop.code),
                 right(hop.question, 2, hop.answer),
                 right(hop.question, 1, hop.answer),
+                right(hop.question, 0, hop.answer),
             )
 
         shares = np.mean(on_all_cores(answered, views, bar, "reading two entries"), axis=0).tolist()
-    return dict(zip(("one_hop", "two_hop", "two_hop_searching_once"), shares, strict=True))
+    names = ("one_hop", "two_hop", "two_hop_searching_once", "two_hop_not_searching")
+    return dict(zip(names, shares, strict=True))
 
 
 def said(reader: Reader, reply: Reply) -> str | None:

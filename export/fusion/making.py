@@ -46,6 +46,9 @@ _HELD_OUT = 0.08
 _TOKENIZED, _READ = 4_000, 20_000
 """Episodes and sentences of the corpus that the tokenizer is learnt from."""
 
+_JUDGED = 960
+"""Episodes."""
+
 _FALSE_ABSTENTION = 0.02
 """Share of answerable questions that it may keep silent about, where the threshold is set."""
 
@@ -103,20 +106,31 @@ def make(settings: FusionSettings, eye: Eye, texts: Texts, encoder_seed: int, wo
         DataError: a package cannot be had, or the loss is no number any more.
         StorageError: the disk refused.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    learnt, held_out = _episodes(settings, eye, texts, encoder_seed, work, bar)
-    tokenizer = _tokenizer(settings, learnt, work, bar)
-    torch.manual_seed(settings.seed)
-    decoder = FusionDecoder(_shape(settings, tokenizer, learnt))
-    lesson = Lesson(learnt, held_out, tokenizer, texts)
+    lesson = lesson_for(settings, eye, texts, encoder_seed, work, bar)
+    decoder = fresh(settings, lesson)
     with bar("training the fusion decoder", settings.steps) as advance:
         training.train(decoder, lesson, settings, work, lambda done, _: advance(completed=done))
     with bar("judging the fusion decoder", None):
         return _made(decoder, lesson, settings)
 
 
+def lesson_for(settings: FusionSettings, eye: Eye, texts: Texts, encoder_seed: int, work: Path, bar: Bar) -> Lesson:
+    """What a decoder for an encoder learns from; see ``make``."""
+    work.mkdir(parents=True, exist_ok=True)
+    learnt, held_out = _episodes(settings, eye, texts, encoder_seed, work, bar)
+    return Lesson(learnt, held_out, _tokenizer(settings, learnt, work, bar), texts)
+
+
+def fresh(settings: FusionSettings, lesson: Lesson) -> FusionDecoder:
+    """A decoder that has learnt nothing yet; the same settings give the same one."""
+    torch.manual_seed(settings.seed)
+    return FusionDecoder(_shape(settings, lesson.tokenizer, lesson.episodes))
+
+
 def _made(decoder: FusionDecoder, lesson: Lesson, settings: FusionSettings) -> Made:
-    batches = [_batch(lesson, settings, decoder.shape, number) for number in range(max(1, 960 // settings.batch))]
+    batches = [
+        held_out_batch(lesson, settings, decoder.shape, number) for number in range(max(1, 960 // settings.batch))
+    ]
     abstain_above = threshold(*_silences(decoder, batches))
     cells = int(batches[0].cells.shape[1])
     prefill, step = (with_small_weights(graph) for graph in (prefill_graph(decoder, cells), step_graph(decoder, cells)))
@@ -207,7 +221,7 @@ def agreement(
     return float(np.mean(same))
 
 
-def _batch(lesson: Lesson, settings: FusionSettings, shape: Shape, number: int) -> Batch:
+def held_out_batch(lesson: Lesson, settings: FusionSettings, shape: Shape, number: int) -> Batch:
     """Held-out episodes that the training did not look at."""
     rngs = (np.random.default_rng((settings.seed, number, row)) for row in range(settings.batch))
     drawn = [lesson.held_out.draw(rng) for rng in rngs]

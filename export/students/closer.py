@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_ravlm.errors import DataError
 from edge_ravlm.export.data.composites import located
 from edge_ravlm.export.data.scenes import Material
 from edge_ravlm.export.onnx_graph import free_sides, pooling
@@ -25,6 +26,9 @@ from edge_ravlm.runtime.closer import ATTENTION, EXTENT
 
 _RIDGE = 0.1
 """Times the features' mean variance."""
+
+_LEAST_MOVE = 0.005
+"""Standard deviation of the attention's middle over scenes, as a share of a side; the starter's is above 0.1."""
 
 _OUTPUTS: Mapping[str, str | int] = {ATTENTION: "cells", EXTENT: 1}
 
@@ -79,6 +83,9 @@ def fit(
         settings: of the recipe.
         seed: of the scenes.
         advance: called after each scene.
+
+    Raises:
+        DataError: the student attends to everything alike, so that there is nothing to look closer at.
     """
     features, middles, true = list[Vectors](), list[Vectors](), list[NDArray[np.float64]]()
     for number in range(settings.scenes):
@@ -94,6 +101,13 @@ def fit(
         true.append(np.array([*(low + high) / 2, (high - low).max()]))
         advance()
     goals, middle = np.stack(true), np.stack(middles)
+    if middle.std(0).min() < _LEAST_MOVE:
+        raise DataError(
+            "closer.scenes",
+            expected="a student whose attention follows what it sees",
+            got="one that attends to all parts of a picture alike",
+            do="train it with distil.pairs, or leave out the closer look",
+        )
     x, y = (np.polyfit(middle[:, axis], goals[:, axis], 1) for axis in (0, 1))
     weights, bias = _ridge(np.stack(features), goals[:, 2])
     constants = Closer(

@@ -9,6 +9,7 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from edge_ravlm.runtime.pipeline import Ravlm, load
 from edge_ravlm.runtime.watching.events import Steady, as_dict
 from edge_ravlm.runtime.watching.feeds import Feed
 from edge_ravlm.runtime.watching.lanes import Told, Watch
-from edge_ravlm.runtime.watching.metrics import Metrics
+from edge_ravlm.runtime.watching.metrics import Metrics, longest
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, read_app
 from edge_ravlm.runtime.watching.sinks import Sink
 from edge_ravlm.runtime.watching.trace import Trace
@@ -76,6 +77,7 @@ class App:
         self.account, self.feeds = Account(), dict[str, Feed]()
         self._base, self._modified = path.absolute().parent, _modified(path)
         self._stop, self._lock = threading.Event(), threading.Lock()
+        self._late: Counter[str] = Counter()
         self._asked: dict[str, WatchSettings] = {}
         self._steady: dict[str, Steady] = {}
         with ExitStack() as stack:
@@ -191,6 +193,8 @@ class App:
 
     def _tell(self, told: Told) -> None:
         self.account.add(told.answer)
+        if told.is_late:
+            self._late[longest(told.answer.latency)] += 1
         self._metrics.told(told)
         self._trace.told(told)
         for put in self._answers:
@@ -203,7 +207,7 @@ class App:
             put(event.as_dict())
 
     def summary(self) -> dict[str, Any]:
-        """Of the whole run, as plain values."""
+        """Of the whole run, as plain values; ``late_by`` counts late answers by the stage that took most."""
         cameras = {
             name: {
                 "state": feed.state,
@@ -214,7 +218,8 @@ class App:
             }
             for name, feed in self.feeds.items()
         }
-        return {"answers": self.account.answers, **self.account.as_dict(self.settings.budget_ms), "cameras": cameras}
+        account = self.account.as_dict(self.settings.budget_ms)
+        return {"answers": self.account.answers, **account, "late_by": dict(self._late), "cameras": cameras}
 
 
 def ask(ravlm: Ravlm, watch: WatchSettings, frame: Frame, budget_ms: float) -> Answer:

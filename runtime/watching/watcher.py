@@ -169,9 +169,8 @@ class Watcher:
     def _answer(self, lane: Lane, frame: Frame, watch: Watch) -> None:
         try:
             answer = self._ask(frame, watch)
-        except EdgeRavlmError as error:
-            self.faults.append(str(error))
-            log.warning("watch '%s': %s", watch.name, error)
+        except Exception as error:  # whatever it is, the other watches go on
+            self._fault(watch.name, error)
             return
         found = Found(answer, frame.index, frame.captured_at)
         with self._telling:
@@ -209,7 +208,17 @@ class Watcher:
 
     def _say(self, told: Sequence[Told]) -> None:
         for one in told:
-            self._tell(one)
+            try:
+                self._tell(one)
+            except Exception as error:  # as above; and the deadlines of all depend on this thread
+                self._fault(one.watch, error)
+
+    def _fault(self, watch: str, error: Exception) -> None:
+        """Say it once, until something else happens: frames come many times a second."""
+        sentence = str(error) or type(error).__name__
+        if not self.faults or self.faults[-1] != sentence:
+            log.warning("watch '%s': %s", watch, sentence, exc_info=not isinstance(error, EdgeRavlmError))
+        self.faults.append(sentence)
 
 
 def _hurry() -> None:

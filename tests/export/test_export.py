@@ -30,6 +30,8 @@ from edge_ravlm.export.parity import GateError
 from edge_ravlm.export.recipe import Recipe, read_recipe
 from edge_ravlm.export.students import STUDENTS
 from edge_ravlm.export.students.choose import Choice
+from edge_ravlm.export.students.closer import CloserSettings
+from edge_ravlm.export.students.image import ImageStudent
 from edge_ravlm.targets import target
 
 pytestmark = pytest.mark.export
@@ -261,6 +263,41 @@ def test_a_recipe_with_cut_outs_makes_a_bundle_that_finds_pictures_by_words(base
         for thing in things:
             ravlm.memory.add([ravlm.entry(fit.clean(thing.pixels), "")])
         assert [ravlm.search(text=thing.texts[0], k=1)[0].id for thing in things] == [1, 2, 3]
+
+
+def test_a_recipe_with_scenes_makes_a_bundle_that_looks_closer(base: Path, tmp_path: Path) -> None:
+    disc = np.zeros((60, 60, 4), np.uint8)
+    cv2.circle(disc, (30, 30), 29, (255, 255, 255, 255), -1)
+    background, fused = np.full((400, 400, 3), 40, np.uint8), ImageStudent.fused
+
+    def attentive(student: ImageStudent) -> ImageStudent:
+        with torch.no_grad():
+            student.query.copy_(10 * torch.randn(student.channels, generator=torch.Generator().manual_seed(0)))
+        return fused(student)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "materials", lambda _recipe: [Material([disc], [background])])
+        with pytest.raises(DataError, match="attends to all parts of a picture alike"):
+            export(base, tmp_path / "none", changed={"closer": CloserSettings(scenes=4)})
+        patch.setattr(ImageStudent, "fused", attentive)
+        bundle = export(base, tmp_path / "out", changed={"closer": CloserSettings(scenes=40, side=32)})
+        plain = export(base, tmp_path / "plain")
+    closer = bundle.manifest.closer
+    assert closer is not None
+    assert (closer.side, closer.margin, closer.studied) == (32, 1.5, (2.1,))
+    assert bundle.manifest.image_space.id != plain.manifest.image_space.id, "its vectors are sums of looks"
+    assert plain.manifest.closer is None
+    scene = np.full((240, 240, 3), 40, np.uint8)
+    cv2.circle(scene, (80, 150), 40, (255, 255, 255), -1)
+    with edge_ravlm.load(tmp_path / "out", threads=1) as ravlm:
+        ravlm.remember(scene, "the lamp is on")
+        answer = ravlm.ask(scene, "is the lamp on?", budget_ms=60_000)
+        assert {"encode", "second_look"} <= set(answer.latency.stages_ms)
+        region = edge_ravlm.Region.box(20, 90, 140, 210)
+        answer = ravlm.ask(scene[::-1], "is the lamp on?", region=region, budget_ms=60_000)
+        assert "second_look" not in answer.latency.stages_ms, "who gives a region has said where to look"
+        answer = ravlm.ask(scene[:, ::-1], "is the lamp on?", budget_ms=1e-6)
+        assert "second_look" not in answer.latency.stages_ms, "there was no time"
 
 
 def captioned(base: Path, rows: int) -> Recipe:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -22,8 +23,9 @@ from edge_ravlm.export.onnx_graph import image_graph
 from edge_ravlm.export.quantize import trt_s8
 from edge_ravlm.export.quantize.candidates import CALIBRATIONS
 from edge_ravlm.export.quantize.trt_s8 import cast_first, quantize, tail
+from edge_ravlm.export.students.closer import Fitted, with_closer
 from edge_ravlm.export.students.image import ImageStudent, batched
-from edge_ravlm.manifest import Answering, Model
+from edge_ravlm.manifest import Answering, Closer, Model
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import open_session
 from edge_ravlm.targets import target
@@ -93,6 +95,17 @@ def test_embeddings_stay_close_to_full_precision(
     cosines = parity.cosine(embed(quantized, unseen), embed(original, unseen))
     assert cosines.mean() > 0.99
     assert cosines.min() > 0.97  # the projection in FP16 is what costs most on this small net
+
+
+def test_a_closer_look_goes_on_it_and_changes_nothing_else(
+    quantized: onnx.ModelProto, small_pictures: list[np.ndarray], small_student: ImageStudent
+) -> None:
+    query = np.ones(small_student.channels, np.float32)
+    model = with_closer(quantized, Fitted(Closer(side=16, margin=1.5), query, query, 0.0))
+    unseen = small_pictures[SEEN : SEEN + 4]
+    np.testing.assert_array_equal(embed(model, unseen), embed(quantized, unseen))
+    smaller = [cv2.resize(picture[0], (16, 16))[None] for picture in unseen]
+    np.testing.assert_allclose(np.linalg.norm(embed(model, smaller), axis=1), 1, atol=1e-2)
 
 
 def test_progress_counts_every_picture_twice(quantized: onnx.ModelProto, steps: list[None]) -> None:

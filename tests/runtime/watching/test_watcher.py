@@ -168,6 +168,23 @@ def test_an_error_is_told_and_the_next_frame_is_answered() -> None:
     assert list(watcher.faults) == ["model: expected an answer, got none; try again."]
 
 
+def test_whoever_takes_answers_may_fail_and_the_next_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told = Ears()
+
+    def tell(one: Told) -> None:
+        told(one)
+        if one.index < 2:
+            raise ZeroDivisionError("by the ears")
+
+    with Watcher(answer, [Watch("gate", "yard", LONG)], tell) as watcher:
+        for index in range(3):
+            watcher.offer("yard", frame(index))
+            told.wait(index + 1)
+    assert [one.index for one in told.all] == [0, 1, 2]
+    assert list(watcher.faults) == ["by the ears"] * 2
+    assert caplog.text.count("watch 'gate': by the ears") == 1
+
+
 def test_watches_can_be_replaced_while_frames_come() -> None:
     told = Ears()
     gate, door = Watch("gate", "yard", LONG), Watch("door", "yard", LONG)
