@@ -208,10 +208,13 @@ class Watcher:
 
     def _say(self, told: Sequence[Told]) -> None:
         for one in told:
-            try:
-                self._tell(one)
-            except Exception as error:  # as above; and the deadlines of all depend on this thread
-                self._fault(one.watch, error)
+            self._say_one(one)
+
+    def _say_one(self, told: Told) -> None:
+        try:
+            self._tell(told)
+        except Exception as error:  # as above; and the deadlines of all depend on this thread
+            self._fault(told.watch, error)
 
     def _fault(self, watch: str, error: Exception) -> None:
         """Say it once, until something else happens: frames come many times a second."""
