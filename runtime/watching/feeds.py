@@ -19,8 +19,8 @@ from edge_ravlm.runtime.watching.settings import CameraSettings
 
 log = logging.getLogger(__name__)
 
-BACK = Reconnect(first_wait_s=0.5, longest_wait_s=2.0)
-"""A camera that is back is seen within two seconds and the time that connecting takes."""
+BACK = Reconnect(first_wait_s=0.5, longest_wait_s=1.0)
+"""A camera that is back is seen within a second and the time that connecting takes (RTSP: about 20 frames)."""
 
 _WAIT_S = 0.25
 _CLOSE_S = 2.0

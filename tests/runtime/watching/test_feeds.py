@@ -151,7 +151,7 @@ def test_a_changed_resolution_goes_on(server: MjpegServer, tmp_path: Path, until
 
 
 def test_waits_stay_short_enough_to_be_back_within_three_seconds() -> None:
-    assert max(feeds.BACK.wait_s(failures) for failures in range(50)) <= 2.0
+    assert max(feeds.BACK.wait_s(failures) for failures in range(50)) <= 1.0
 
 
 def test_closing_does_not_wait_for_a_camera_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
