@@ -15,6 +15,8 @@ import cv2
 
 from edge_ravlm.runtime.camera.sources import OpenFailed, Source, VideoSource
 
+_RTSP = re.compile(r"\brtsp(src\b|s?://)", re.IGNORECASE)
+
 
 class GStreamerSource(VideoSource):
     """A GStreamer pipeline run by an OpenCV that was built with GStreamer."""
@@ -67,7 +69,12 @@ class PipelineSource(VideoSource):
         return named[0] if named else f"no frame within {self._timeout_s:g} s"
 
     def at_end(self) -> bool:
-        """gst-launch exits with 0 at the end of the stream, and with an error when it is lost."""
+        """gst-launch exits with 0 at the end of the stream, and with an error when it is lost.
+
+        An RTSP server that dies is an end of the stream to GStreamer, too.
+        """
+        if _RTSP.search(self._address):
+            return False
         try:
             return self._process is not None and self._process.wait(timeout=1.0) == 0
         except subprocess.TimeoutExpired:

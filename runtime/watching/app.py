@@ -122,6 +122,8 @@ class App:
                         look_at = time.monotonic() + RELOAD_S
             finally:
                 for feed in self.feeds.values():
+                    feed.stop()
+                for feed in self.feeds.values():
                     feed.close()
 
     # -- settings ----------------------------------------------------------------------------------------------

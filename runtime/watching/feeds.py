@@ -19,10 +19,11 @@ from edge_ravlm.runtime.watching.settings import CameraSettings
 
 log = logging.getLogger(__name__)
 
-BACK = Reconnect(first_wait_s=0.5, longest_wait_s=2.0)
-"""A camera that is back is seen within two seconds and the time that connecting takes."""
+BACK = Reconnect(first_wait_s=0.5, longest_wait_s=1.0)
+"""A camera that is back is seen within a second and the time that connecting takes (RTSP: about 20 frames)."""
 
 _WAIT_S = 0.25
+_CLOSE_S = 2.0
 _COMPARED = Preprocess(height=128, width=128)
 _GLANCE = (16, 16)
 
@@ -59,7 +60,7 @@ class Feed:
         self.state, self.reason = "opening", ""
         self.frames = self.reconnects = self.dropped = 0
         self._base, self._offer, self._changed = base, offer, changed
-        self._closing = threading.Event()
+        self._closing, self._turning = threading.Event(), threading.RLock()
         self._still, self._last = _Stillness(settings.frozen_s), dict[str, Pixels]()
         self._due_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name=f"feed {settings.name}", daemon=True)
@@ -68,10 +69,18 @@ class Feed:
         """Begin to read."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop reading; waits for the thread."""
+    def stop(self) -> None:
+        """Stop reading soon; does not wait, so that many can end at the same time before they are closed."""
         self._closing.set()
-        self._thread.join()
+
+    def close(self) -> None:
+        """Stop reading; waits for the thread, but not for long.
+
+        Connecting to a camera that says nothing takes seconds and cannot be interrupted: its thread then releases
+        the camera by itself, and nobody hears of it any more.
+        """
+        self.stop()
+        self._thread.join(_CLOSE_S)
         self._become("closed")
 
     @property
@@ -114,6 +123,8 @@ class Feed:
                     self._become("lost", "its connection broke")
 
     def _take(self, frame: Frame) -> None:
+        if self.state == "lost":  # nobody knows whether the picture stood still meanwhile
+            self._still = _Stillness(self.settings.frozen_s)
         is_frozen = self._is_live and self._still.add(frame)
         self._become("frozen" if is_frozen else "running")
         if frame.captured_at < self._due_at:
@@ -153,13 +164,14 @@ class Feed:
         self._become("ended", reason)
 
     def _become(self, state: str, why: str = "") -> None:
-        if state == self.state or self.state in ("ended", "closed"):
-            return
-        self.reconnects += self.state == "lost" and state == "running"
-        level = logging.WARNING if state in ("lost", "frozen") else logging.INFO
-        log.log(level, "camera '%s' is %s%s", self.settings.name, state, f": {why}" if why else "")
-        self.state = state
-        self._changed(self)
+        with self._turning:  # a thread that `close` did not wait for must not take "closed" back
+            if state == self.state or self.state in ("ended", "closed"):
+                return
+            self.reconnects += self.state == "lost" and state == "running"
+            level = logging.WARNING if state in ("lost", "frozen") else logging.INFO
+            log.log(level, "camera '%s' is %s%s", self.settings.name, state, f": {why}" if why else "")
+            self.state = state
+            self._changed(self)
 
 
 _FILES = frozenset({"file", "folder", "image"})

@@ -54,7 +54,8 @@ class CameraSettings(_Strict, frozen=True):
         source: see ``open_camera``; a path is relative to the file.
         fps: frames a second that are looked at, at most; 0 takes all.
         loop: start a recording again at its end.
-        frozen_s: seconds of identical pictures after which a live source counts as frozen; 0 never.
+        frozen_s: seconds of identical pictures after which a live source counts as frozen; 0 never. A video encoder
+            that controls its rate makes something different of the same picture each time, which is not noticed.
     """
 
     name: Name

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_ravlm.errors import CameraError
 from edge_ravlm.frames import Frame, Region
 from edge_ravlm.runtime.watching import feeds
 from edge_ravlm.runtime.watching.feeds import Feed
@@ -150,4 +151,36 @@ def test_a_changed_resolution_goes_on(server: MjpegServer, tmp_path: Path, until
 
 
 def test_waits_stay_short_enough_to_be_back_within_three_seconds() -> None:
-    assert max(feeds.BACK.wait_s(failures) for failures in range(50)) <= 2.0
+    assert max(feeds.BACK.wait_s(failures) for failures in range(50)) <= 1.0
+
+
+def test_closing_does_not_wait_for_a_camera_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting, release = threading.Event(), threading.Event()
+
+    def hang(address: str, **_: object) -> None:
+        connecting.set()
+        assert release.wait(30.0)
+        raise CameraError(address, expected="a camera", got="none", do="check it")
+
+    monkeypatch.setattr(feeds, "open_camera", hang)
+    monkeypatch.setattr(feeds, "_CLOSE_S", 0.05)
+    seen = Seen()
+    feed = started(seen, tmp_path, source="rtsp://nobody.invalid/live")
+    assert connecting.wait(5.0)
+    feed.close()
+    assert feed._thread.is_alive()
+    release.set()
+    feed._thread.join(5.0)
+    assert not feed._thread.is_alive()
+    assert seen.states == ["closed"], "what the thread found later is not told"
+
+
+def test_the_same_picture_after_a_loss_is_no_frozen_one(tmp_path: Path) -> None:
+    feed = Feed(CameraSettings(name="yard", source="rtsp://x", frozen_s=5.0), tmp_path, {}, Seen().offer)
+    picture = np.full((48, 64, 3), 60, np.uint8)
+    feed._take(Frame(picture, captured_at=0.0))
+    feed._become("lost")
+    feed._take(Frame(picture, captured_at=60.0))
+    assert (feed.state, feed.reconnects) == ("running", 1)
+    feed._take(Frame(picture, captured_at=65.0))
+    assert feed.state == "frozen"
