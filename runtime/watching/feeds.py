@@ -96,7 +96,9 @@ class Feed:
                 wait_s = BACK.first_wait_s
             except UsageError as error:
                 self._end(str(error))
-            except CameraError as error:  # opening failed: a live source may come yet, a file will not
+            except Exception as error:  # a live source may come yet, a file will not
+                if not isinstance(error, CameraError):
+                    log.exception("camera '%s'", self.settings.name)
                 if not self._is_live:
                     self._end(str(error))
                     break

@@ -92,7 +92,9 @@ def test_every_frame_is_answered_and_events_are_changes_that_hold(home: Path, ya
         app.run()
         summary = app.summary()
     answers, events = lines(home / "plain.toml.answers.jsonl"), lines(home / "plain.toml.events.jsonl")
-    assert [row["frame"] for row in answers] == list(range(24))
+    frames = [row["frame"] for row in answers]
+    assert frames == sorted(set(frames))
+    assert len(frames) + summary["cameras"]["yard"]["dropped"] == 24
     for row in answers:  # a busy machine may look at the next frame instead, and that is another state after each sixth
         assert row["text"] in {(CLOSED, OPEN)[index // 6 % 2] for index in {row["frame"], row["frame"] + 1} - {24}}
         assert row["frame"] % 6 == 5 or row["text"] == (CLOSED, OPEN)[row["frame"] // 6 % 2]
@@ -100,7 +102,7 @@ def test_every_frame_is_answered_and_events_are_changes_that_hold(home: Path, ya
     changes = [(row["text"], row["before"]) for row in events]
     assert changes == [(CLOSED, None), (OPEN, CLOSED), (CLOSED, OPEN), (OPEN, CLOSED)]
     assert [row["text"] for row in heard] == [row["text"] for row in events]
-    assert summary["answers"] == 24
+    assert summary["answers"] == len(frames)
     assert summary["cameras"]["yard"]["state"] == "ended"
     assert summary["cameras"]["yard"]["reason"] == "end of file"
 
@@ -110,8 +112,8 @@ def test_watches_on_motion_and_with_a_period_are_asked_less(home: Path, yard: An
     with App(written(home, "less.toml", yard, watch="on_motion = true", more=more)) as app:
         app.run()
     rows = lines(home / "less.toml.answers.jsonl")
-    assert [row["frame"] for row in rows if row["watch"] == "gate"] == [0, 6, 12, 18]
-    assert [row["frame"] for row in rows if row["watch"] == "seldom"] == [0]
+    assert [row["frame"] // 6 for row in rows if row["watch"] == "gate"] == [0, 1, 2, 3]
+    assert len([row for row in rows if row["watch"] == "seldom"]) == 1
 
 
 @contextmanager
@@ -163,7 +165,8 @@ def test_the_command_ends_with_sigterm_and_loses_nothing(home: Path, yard: Any) 
         rest, complaints = process.communicate(timeout=60)
     assert process.returncode == 0, complaints
     rows = [json.loads(line) for line in [*said, *rest.splitlines()]]
-    assert [row["frame"] for row in rows[:-1]] == list(range(len(rows) - 1))
+    frames = [row["frame"] for row in rows[:-1]]
+    assert frames == sorted(set(frames))
     assert rows[-1]["summary"]["answers"] == len(rows) - 1 == len(lines(home / "term.toml.answers.jsonl"))
     events = json.loads((home / "t.json").read_bytes())["traceEvents"]
     assert {"yard: gate", "looking 0"} <= {one["args"].get("name") for one in events}

@@ -127,6 +127,22 @@ def test_a_camera_that_is_not_there_at_first_is_waited_for(server: MjpegServer, 
     assert seen.states[:2] == ["lost", "running"]
 
 
+def test_what_nobody_thought_of_is_a_loss_and_not_the_end(
+    server: MjpegServer, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, opened = Seen(), feeds.open_camera
+
+    def fails(*_: object, **__: object) -> None:
+        monkeypatch.setattr(feeds, "open_camera", opened)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(feeds, "open_camera", fails)
+    feed = started(seen, tmp_path, source=server.url)
+    until(lambda: bool(seen.frames))
+    feed.close()
+    assert seen.states[:2] == ["lost", "running"]
+
+
 def test_a_picture_that_stands_still_for_too_long_is_frozen(
     server: MjpegServer, tmp_path: Path, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
