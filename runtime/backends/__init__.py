@@ -59,7 +59,7 @@ def open_session(model: bytes, spec: Model, threads: int = 0, bundle: Bundle | N
         try:
             return _backend(spec.backend).open(model, spec, threads, bundle)
         except (EngineError, MissingExtra) as reason:
-            _log.warning("model '%s': running it in ONNX Runtime on the CPU; %s", spec.file, reason)
+            _log.warning("model '%s': running it in ONNX Runtime on the CPU; %s", spec.file, str(reason))
     return _backend(FALLBACK).open(model, spec, threads, bundle)
 
 

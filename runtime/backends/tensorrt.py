@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -69,11 +69,15 @@ class TensorRtSession:
         """See ``Session.open``; the engine comes from the bundle or from the user's cache of engines."""
         flavor, library, found = _ready(model, spec, bundle)
         title = f"{TITLES[flavor]} {library.__version__}"
-        with _explained(spec.file, title, "open"):
+        try:
             with needs_extra(flavor.replace("_", "-")):
                 gpu = device()
             with gpu.current():
                 engine = _Execution(gpu, flavor, library, found)
+        except EdgeRavlmError:
+            raise
+        except Exception as error:
+            raise _broken(spec.file, title, "open", error) from error.with_traceback(None)
         _log.info("model '%s': %s in %s", spec.file, found.reason, title)
         return cls(engine, gpu, spec.file, title)
 
@@ -88,8 +92,13 @@ class TensorRtSession:
             engine = self._engine
             if engine is None:
                 raise UsageError("model", expected="an open one", got="a closed one", do="load the bundle again")
-            with _explained(self._file, self._title, "run"), self._device.current():
-                return engine.run(feeds, outputs)
+            try:
+                with self._device.current():
+                    return engine.run(feeds, outputs)
+            except EdgeRavlmError:
+                raise
+            except Exception as error:
+                raise _broken(self._file, self._title, "run", error) from error.with_traceback(None)
 
     def close(self) -> None:
         """See ``Session.close``; waits for a run in another thread."""
@@ -101,7 +110,7 @@ class TensorRtSession:
                 with self._device.current():
                     engine.release()
             except Exception as error:  # a GPU that failed cannot be tidied up either, and nothing depends on it
-                _log.warning("model '%s': %s did not let go of it: %s", self._file, self._title, error)
+                _log.warning("model '%s': %s did not let go of it: %s", self._file, self._title, str(error))
 
 
 @dataclass
@@ -175,8 +184,7 @@ class _Execution:
                 tensor.buffer.download(int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize, self._stream)
             self._stream.synchronize()
         except BaseException:
-            with suppress(Exception):  # what was queued must not touch the buffers of the next run
-                self._stream.synchronize()
+            self._drain()  # what was queued must not touch the buffers of the next run
             raise
         return [tensor.buffer.array(shape, tensor.dtype).copy() for tensor, shape in wanted]
 
@@ -194,8 +202,12 @@ class _Execution:
             for lane in self._lanes.values():
                 steps.callback(lane.release)
             steps.callback(self._keep_cache)
-            if "_stream" in vars(self):
-                steps.callback(self._stream.synchronize)
+            steps.callback(self._drain)
+
+    def _drain(self) -> None:
+        """Wait for whatever is queued; a stream that failed has nothing to wait for."""
+        with suppress(Exception):
+            self._stream.synchronize()
 
     # -- opening --------------------------------------------------------------------------------------------------
 
@@ -319,7 +331,7 @@ class _Execution:
             try:
                 lane.graph = Graph(self._graphs, self._stream, lambda: self._queue(lane))
             except Refused as refusal:
-                _log.info("%s: without CUDA graphs; %s", self._found.reason, refusal)
+                _log.info("%s: without CUDA graphs; %s", self._found.reason, str(refusal))
                 self._graphs = None
                 for other in self._lanes.values():
                     if other is not lane:
@@ -401,20 +413,18 @@ def _graph_driver() -> GraphDriver | None:
         return None
 
 
-@contextmanager
-def _explained(file: str, title: str, what: str) -> Iterator[None]:
-    """Turn what NVIDIA's libraries raise into one sentence."""
-    try:
-        yield
-    except EdgeRavlmError:
-        raise
-    except Exception as error:
-        raise EngineError(
-            f"model '{file}'",
-            expected=f"{title} to {what} it",
-            got=" ".join(str(error).split()) or type(error).__name__,
-            do="close other programs that use the GPU, or run `edge-ravlm engine build` again",
-        ) from error
+def _broken(file: str, title: str, what: str, error: Exception) -> EngineError:
+    """What NVIDIA's libraries raised, in one sentence, to be raised from that error without its traceback.
+
+    Nor may the log get the exception: frames hold streams, and PyCUDA gives a stream back when nobody holds it any
+    more, which has to be while the context is current.
+    """
+    return EngineError(
+        f"model '{file}'",
+        expected=f"{title} to {what} it",
+        got=" ".join(str(error).split()) or type(error).__name__,
+        do="close other programs that use the GPU, or run `edge-ravlm engine build` again",
+    )
 
 
 def _unfit(what: str, expected: str, got: str, do: str) -> UsageError:
