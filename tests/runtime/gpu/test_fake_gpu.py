@@ -58,16 +58,22 @@ MISTAKES = {
         "",
         "host memory for which work is queued",
     ),
-    "results that are the buffer": (tensorrt, ".copy() for tensor, shape in wanted", " for tensor, shape in wanted", NUMBERS),
+    "results that are the buffer": (
+        tensorrt, ".copy() for tensor, shape in wanted", " for tensor, shape in wanted", NUMBERS,
+    ),
     "a graph for all shapes": (tensorrt, "return shapes if self._graphs is not None else None", "return None", NUMBERS),
     # size
-    "too small an input": (tensorrt, "np.prod(most, dtype=np.int64)", "np.prod(least, dtype=np.int64)", "bytes in memory of"),
-    "too small an output": (tensorrt, "max(1, size)))\n        lane", "max(1, size // 2)))\n        lane", "bytes in memory of"),
+    "too little device memory": (cuda, "mem_alloc(nbytes)", "mem_alloc(nbytes // 2)", "bytes in memory of"),
+    "too small an output": (
+        tensorrt, "max(1, size)))\n        lane", "max(1, size // 2)))\n        lane", "bytes in memory of",
+    ),
     "elements for bytes": (tensorrt, "np.int64)) * tensor.dtype.itemsize, self", "np.int64)), self", NUMBERS),
     "too little scratch": (tensorrt, "driver.mem_alloc(size)", "driver.mem_alloc(size // 2)", "scratch: 4096 bytes in"),
     # address
-    "no address for the outputs": (tensorrt, "(*self._inputs.items(), *outputs.items())", "self._inputs.items()", "no address"),
-    "no scratch": (tensorrt, "context.set_device_memory(", "str(", "scratch: no memory at 0x0"),
+    "no address for the outputs": (
+        tensorrt, "(*self._inputs.items(), *outputs.items())", "self._inputs.items()", "no address",
+    ),
+    "no scratch": (tensorrt, "context.set_device_memory(", "max(", "scratch: no memory at 0x0"),
     # life
     "use after free": (
         tensorrt,
@@ -88,12 +94,18 @@ MISTAKES = {
         "free: memory for which work is queued",
     ),
     "buffers that are kept": (tensorrt, "steps.callback(tensor.buffer.free)", "pass", "leak: Memory"),
-    "pinned memory that is kept": (cuda, "        finally:\n            self._pinned.free()", "        finally:\n            pass", "leak: Memory"),
+    "pinned memory that is kept": (
+        cuda, "        finally:\n            self._pinned.free()", "        finally:\n            pass", "leak: Memory",
+    ),
     "scratch that is kept": (tensorrt, "steps.callback(self._scratch.free)", "pass", "leak: Memory"),
     "graphs that are kept": (tensorrt, "                graph.destroy()", "                pass", "leak: Recorded"),
-    "recordings that are kept": (cuda, "                driver.cuGraphDestroy(graph)", "                pass", "leak: Recorded"),
+    "recordings that are kept": (
+        cuda, "                driver.cuGraphDestroy(graph)", "                pass", "leak: Recorded",
+    ),
     "lanes that are kept": (tensorrt, "steps.callback(lane.release)", "pass", "execution context: given back"),
-    "a stream that is kept": (tensorrt, 'steps.callback(vars(self).pop, "_stream", None)', "pass", "stream: given back without"),
+    "a stream that is kept": (
+        tensorrt, 'steps.callback(vars(self).pop, "_stream", None)', "pass", "stream: given back without",
+    ),
     "an engine that is kept": (tensorrt, '"_runtime", "_engine", "_how"', '"_runtime", "_how"', "engine: given back"),
     "a runtime that goes first": (
         tensorrt, '("_runtime", "_engine", "_how", "_cache")', '("_cache", "_how", "_engine", "_runtime")',
@@ -101,7 +113,9 @@ MISTAKES = {
     ),
     # context
     "no context": (
-        cuda, "        self._context.push()\n        try:\n            yield\n        finally:\n            self._context.pop()",
+        cuda,
+        "        self._context.push()\n        try:\n            yield\n        finally:\n"
+        "            self._context.pop()",
         "        yield", "no context is current in this thread",
     ),
     "a context that stays": (cuda, "            self._context.pop()", "            pass", "a context is still pushed"),
@@ -124,7 +138,7 @@ def mistaken(module: ModuleType, right: str, wrong: str, patch: pytest.MonkeyPat
             source = source.replace(right, wrong)
         copy = ModuleType(part.__name__)
         patch.setitem(sys.modules, part.__name__, copy)
-        exec(compile(source, str(part.__file__), "exec"), vars(copy))  # noqa: S102
+        exec(compile(source, str(part.__file__), "exec"), vars(copy))
     return copy
 
 
@@ -135,15 +149,15 @@ def exercise(session_type: Any, gpu: Gpu, pictures: Any, reference: Any) -> str:
         sessions = [session_type.open(SMALL, SPEC, 1) for _ in range(2)]
         for session in sessions:
             kept = []
-            for seed in range(3):
-                for count, side in ((3, 16), (1, 12), (2, 16)):
+            for count, side in ((3, 16), (1, 12), (2, 16)):
+                for seed in range(3):
                     images = pictures(count, side, seed)
                     kept.append((session.run({"image": images}, OUTPUTS), reference(images)))
             gpu.fail["download"] = 0
             for seed in range(2):
                 try:
                     session.run({"image": pictures(3, 16, seed)}, OUTPUTS)
-                except Exception as error:
+                except Exception as error:  # noqa: PERF203
                     wrong += [str(error)] * isinstance(error, Fault)
             same = all(
                 np.array_equal(np.asarray(one), two)
