@@ -46,16 +46,18 @@ class Gpu:
     Attributes:
         journal: names of the calls, in order.
         faults: every mistake so far.
-        refuses_capture: whether streams cannot be captured.
         kernels: what runtime caches were loaded with.
+        gate: while it is cleared, streams do nothing.
+        waiting, faulty: set when somebody waits for a stream, and when the first fault is there.
     """
 
     def __init__(self, *, integrated: bool = False, version: str = "10.3.0", fail: Mapping[str, int] = {}) -> None:
         self.integrated, self.version, self.fail = integrated, version, dict(fail)
         self.journal: list[str] = []
         self.faults: list[str] = []
-        self.refuses_capture = False
         self.kernels: list[bytes] = []
+        self.gate, self.waiting, self.faulty = threading.Event(), threading.Event(), threading.Event()
+        self.gate.set()
         self.alive: weakref.WeakSet[Any] = weakref.WeakSet()  # objects that the garbage collector gives back
         self.held: dict[int, Any] = {}  # objects that are given back by a call
         self.contexts: list[Context] = []
@@ -86,6 +88,7 @@ class Gpu:
 
     def fault(self, message: str) -> Fault:
         self.faults.append(message)
+        self.faulty.set()
         return Fault(message)
 
     def call(self, name: str, *, needs_context: bool = True) -> bool:
@@ -228,7 +231,7 @@ class Stream:
         self.touched: set[Memory] = set()
         self.failure: list[BaseException] = []
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(self._work, self.failure), daemon=True).start()
+        threading.Thread(target=_serve, args=(self._work, gpu.gate, self.failure), daemon=True).start()
         gpu.alive.add(self)
         gpu.streams[self.handle] = self
 
@@ -249,6 +252,7 @@ class Stream:
             raise CudaError("cuStreamSynchronize failed: operation not permitted when stream is capturing")
         done = threading.Event()
         self._work.put(done.set)
+        self.gpu.waiting.set()
         done.wait()
         for show in self.unseen:
             show()
@@ -271,8 +275,11 @@ def _all(gpu: Gpu) -> list[Stream]:
     return list(gpu.streams.values())
 
 
-def _serve(work: queue.SimpleQueue[Callable[[], None] | None], failure: list[BaseException]) -> None:
+def _serve(
+    work: queue.SimpleQueue[Callable[[], None] | None], gate: threading.Event, failure: list[BaseException]
+) -> None:
     while (task := work.get()) is not None:
+        gate.wait()
         try:
             task()
         except BaseException as error:
@@ -371,7 +378,7 @@ def cuda_bindings_driver(gpu: Gpu) -> ModuleType:
     module = ModuleType("cuda.bindings.driver")
 
     def begin(stream: Stream, mode: str) -> tuple[Result]:
-        if not gpu.call("begin_capture") or gpu.refuses_capture:
+        if not gpu.call("begin_capture"):
             return (Result.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
         assert mode == "thread-local"
         stream.recording, stream.thread = [], threading.get_ident()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -210,6 +211,27 @@ def test_a_mistake_shows(
     gpu = unchecked(integrated=integrated)
     copy = mistaken(module, right, wrong, monkeypatch)
     assert says in exercise(copy.TensorRtSession, gpu, pictures, reference)
+
+
+def test_two_threads_in_one_session_show(unchecked: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu: Gpu = unchecked()
+    copy = mistaken(
+        tensorrt,
+        "        with self._lock:\n            engine = self._engine\n",
+        "        if True:\n            engine = self._engine\n",
+        monkeypatch,
+    )
+    session = copy.TensorRtSession.open(SMALL, SPEC, 1)
+    gpu.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(session.run, {"image": pictures(1, 16)}, OUTPUTS)
+        gpu.waiting.wait()
+        pool.submit(session.run, {"image": pictures(1, 16)}, OUTPUTS)
+        shown = gpu.faulty.wait(60)
+        gpu.gate.set()
+    session.close()
+    assert shown
+    assert gpu.faults[0] == "write: host memory for which work is queued"
 
 
 @pytest.mark.export
