@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -153,7 +153,8 @@ class _Execution:
     """An engine, its memory and its stream, for one thread at a time in which the device's context is current."""
 
     def __init__(self, device: Device, flavor: str, library: TensorRT, found: Found) -> None:
-        self._device, self._flavor, self._library, self._found = device, flavor, library, found
+        self._device, self._library = device, library
+        self._found = replace(found, plan=b"")  # its megabytes are on the device soon
         self._inputs: dict[str, _Tensor] = {}
         self._outputs: dict[str, _Tensor] = {}
         self._lanes: dict[Shapes | None, _Lane] = {}
