@@ -1,8 +1,8 @@
 """The part of NVIDIA's libraries that the TensorRT backend uses, as types.
 
-None of them serves a type check: PyPI's ``tensorrt`` is gigabytes, ``tensorrt-stubs`` depends on as much and mypy cannot
-parse it; PyCUDA has no types and is built from source. What stands here follows their own descriptions,
-and the tests hold it against TensorRT-RTX as installed, and against the stubs and the others where somebody has them.
+None of them serves a type check: PyPI's ``tensorrt`` is gigabytes, its ``tensorrt-stubs`` are no Python that mypy could
+parse, and PyCUDA has no types and is built from source. What stands here follows their own descriptions; the tests hold
+it against TensorRT-RTX as installed, and against the stubs and the others where somebody has them.
 """
 
 from __future__ import annotations
