@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,9 @@ from edge_ravlm.bundle import Bundle
 from edge_ravlm.cache import cache_folder
 from edge_ravlm.errors import BundleAltered, StorageError
 from edge_ravlm.manifest import Engine, Sha256
+
+TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+"""The libraries that engines are made by and for."""
 
 _MAX_RECORD_BYTES = 1_000_000
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
@@ -107,6 +111,21 @@ def compute_capability(device: int = 0) -> str | None:
     return f"{found[0].value}.{found[1].value}"
 
 
+def error_log(library: Any) -> Any:
+    """A log for either library that keeps the ``errors``; what it has to say otherwise is about its own work."""
+
+    class Log(library.ILogger):  # type: ignore[misc]  # known at run time only: either library's
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= library.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    return Log()
+
+
 def engine_cache() -> Path:
     """The folder of engines that belong to no bundle: any bundle with the same model finds its engine there."""
     return cache_folder() / "engines"
@@ -172,7 +191,7 @@ def _unwritable(folder: Path, error: OSError) -> StorageError:
     )
 
 
-def find(key: Key, bundle: Bundle, folders: Iterable[Path] = ()) -> Found:
+def find(key: Key, bundle: Bundle | None, folders: Iterable[Path] = ()) -> Found:
     """The engine that matches exactly, from the bundle or else from one of the folders, its bytes checked."""
     passed: list[str] = []
     for engine, read in _candidates(bundle, folders, passed):
@@ -188,11 +207,12 @@ def find(key: Key, bundle: Bundle, folders: Iterable[Path] = ()) -> Found:
 
 
 def _candidates(
-    bundle: Bundle, folders: Iterable[Path], passed: list[str]
+    bundle: Bundle | None, folders: Iterable[Path], passed: list[str]
 ) -> Iterator[tuple[Engine, Callable[[], bytes]]]:
     """Engines, and what reads and checks each; what is no engine goes to ``passed``."""
-    for engine in bundle.manifest.engines:
-        yield engine, partial(bundle.read, engine.file)
+    if bundle is not None:
+        for engine in bundle.manifest.engines:
+            yield engine, partial(bundle.read, engine.file)
     for folder in folders:
         for path in sorted(folder.glob("*.json")):
             record = _read_record(path, passed)

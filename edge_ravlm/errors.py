@@ -12,7 +12,7 @@
     │   ├── MemoryDamaged     a memory whose bytes are not the ones it wrote
     │   └── SpaceMismatch     a memory made with another encoder
     ├── StorageError          the disk refused: read-only, full, no permission
-    ├── EngineError           a TensorRT engine that cannot be built
+    ├── EngineError           a TensorRT engine that cannot be built or run
     ├── CameraError           a source that cannot be opened or was lost
     └── DataError             input data (label files, import lists, packages) that cannot be used
 
@@ -90,7 +90,7 @@ class StorageError(EdgeRavlmError):
 
 
 class EngineError(EdgeRavlmError):
-    """A TensorRT engine that cannot be built: an operator, the memory or the GPU is not what it takes."""
+    """A TensorRT engine that cannot be built or run: an operator, the memory or the GPU is not what it takes."""
 
 
 class CameraError(EdgeRavlmError):

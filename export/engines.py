@@ -17,7 +17,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_ravlm.engines import compute_capability, engine_cache, engine_name, host_platform, write_file
+from edge_ravlm.engines import (
+    TITLES,
+    compute_capability,
+    engine_cache,
+    engine_name,
+    error_log,
+    host_platform,
+    write_file,
+)
 from edge_ravlm.errors import EngineError, UsageError, needs_extra
 from edge_ravlm.manifest import Engine, TensorInfo
 from edge_ravlm.targets import Target
@@ -27,8 +35,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], object]
 """Called with the phase a build is in, its steps done, and its steps in all."""
-
-TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "engines"}
 """What to install to build with each."""
@@ -175,7 +181,7 @@ class Library:
             batch: see ``builds``.
             progress: see ``builds``.
         """
-        log = _log(self._trt)
+        log = error_log(self._trt)
         try:
             builder: trt.Builder = self._trt.Builder(log)
         except TypeError:  # what a null pointer becomes
@@ -291,7 +297,7 @@ class Library:
 
     def _inspect(self, plan: bytes) -> tuple[TensorInfo, ...]:
         """Inputs and outputs as the engine has them; none where its GPU is not at hand."""
-        runtime: trt.Runtime = self._trt.Runtime(_log(self._trt))
+        runtime: trt.Runtime = self._trt.Runtime(error_log(self._trt))
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return ()
@@ -324,21 +330,6 @@ def _tensor_info(name: str, is_input: bool, dtype: trt.DataType, shape: trt.Dims
         dtype=_DTYPES.get(dtype.name, dtype.name.lower()),
         shape=tuple(shape),
     )
-
-
-def _log(library: Any) -> Any:
-    """A log that keeps the errors; what the library has to say otherwise is about its own work."""
-
-    class Log(library.ILogger):  # type: ignore[misc]  # known at run time only: either library's
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-            if severity <= library.ILogger.Severity.ERROR:
-                self.errors.append(message)
-
-    return Log()
 
 
 def _monitor(library: Any, progress: Progress) -> Any:

@@ -129,7 +129,7 @@ class ImageEncoder(Eye):
         manifest, models = bundle.manifest, bundle.manifest.flavor(flavor)
         self.space = manifest.image_space
         outputs = (TOKENS,) * (models.fusion is not None) + (MEANING,) * (manifest.meaning_space is not None)
-        session = open_session(bundle.read(models.image.file), models.image, threads)
+        session = open_session(bundle.read(models.image.file), models.image, threads, bundle)
         super().__init__(session, manifest.preprocess, manifest.closer, outputs)
         try:
             self._replay(bundle)
@@ -169,7 +169,7 @@ class TextEncoder:
         self._tokenizer = open_tokenizer(bundle, bundle.manifest.tokenizer)
         self._tokenizer.enable_padding()
         # One short sentence is a table look-up: a second thread costs more than it brings.
-        self._session = open_session(bundle.read(models.text.file), models.text, threads=1)
+        self._session = open_session(bundle.read(models.text.file), models.text, 1, bundle)
         self.embed_question = lru_cache(maxsize=1024)(self._embed_question)
 
     def embed(self, texts: Sequence[str]) -> Vector:

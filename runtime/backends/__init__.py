@@ -9,9 +9,14 @@ from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
+from edge_ravlm.bundle import Bundle
+from edge_ravlm.errors import EngineError, MissingExtra
 from edge_ravlm.manifest import Model
 
-BACKENDS = {"onnxruntime": "edge_ravlm.runtime.backends.onnxruntime:OnnxRuntimeSession"}
+BACKENDS = {
+    "onnxruntime": "edge_ravlm.runtime.backends.onnxruntime:OnnxRuntimeSession",
+    "tensorrt": "edge_ravlm.runtime.backends.tensorrt:TensorRtSession",
+}
 """Backend name in the manifest -> the class, imported on first use."""
 
 FALLBACK = "onnxruntime"
@@ -23,13 +28,19 @@ class Session(Protocol):
     """A model ready to run."""
 
     @classmethod
-    def open(cls, model: bytes, spec: Model, threads: int) -> Session:
+    def open(cls, model: bytes, spec: Model, threads: int, bundle: Bundle | None, /) -> Session:
         """Load a model.
 
         Args:
             model: the file's bytes, hash already checked.
             spec: how it has to be run, from the manifest.
             threads: CPU threads for one run; 0 leaves the choice to the backend.
+            bundle: where it came from, if from one; it may hold an engine of it.
+
+        Raises:
+            MissingExtra: the backend's library is not installed; then another backend may do.
+            EngineError: the backend cannot run here, or not this model; likewise.
+            BundleError: the model is none.
         """
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
@@ -39,10 +50,19 @@ class Session(Protocol):
         """Release the model; harmless when closed already. ``run`` must not be called again."""
 
 
-def open_session(model: bytes, spec: Model, threads: int = 0) -> Session:
-    """A session of the model's backend, or of ONNX Runtime on the CPU where that backend is not to be had."""
-    name = spec.backend if spec.backend in BACKENDS else FALLBACK
-    if name != spec.backend:
-        _log.warning("model '%s': no %s backend here, running it in %s on the CPU", spec.file, spec.backend, name)
+def open_session(model: bytes, spec: Model, threads: int = 0, bundle: Bundle | None = None) -> Session:
+    """A session of the model's backend, or of ONNX Runtime on the CPU where that backend cannot run it.
+
+    The log then says why, and what to do about it. Arguments and errors are those of ``Session.open``.
+    """
+    if spec.backend != FALLBACK:
+        try:
+            return _backend(spec.backend).open(model, spec, threads, bundle)
+        except (EngineError, MissingExtra) as reason:
+            _log.warning("model '%s': running it in ONNX Runtime on the CPU; %s", spec.file, str(reason))
+    return _backend(FALLBACK).open(model, spec, threads, bundle)
+
+
+def _backend(name: str) -> type[Session]:
     module, _, kind = BACKENDS[name].partition(":")
-    return cast(type[Session], getattr(import_module(module), kind)).open(model, spec, threads)
+    return cast(type[Session], getattr(import_module(module), kind))

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.manifest import Model
 
@@ -27,7 +28,7 @@ class OnnxRuntimeSession:
         self._session: ort.InferenceSession | None = session
 
     @classmethod
-    def open(cls, model: bytes, spec: Model, threads: int) -> OnnxRuntimeSession:
+    def open(cls, model: bytes, spec: Model, threads: int, _bundle: Bundle | None = None) -> OnnxRuntimeSession:
         """See ``Session.open``; raises BundleError when this ONNX Runtime cannot load the model."""
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[spec.graph_optimization]

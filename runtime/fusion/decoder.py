@@ -105,8 +105,8 @@ class FusionDecoder:
                 do="export the bundle again",
             )
         self.prefill_pace, self.step_pace = Pace(), Pace()
-        self._prefill = open_session(bundle.read(models.prefill.file), models.prefill, threads)
-        self._step = open_session(bundle.read(models.step.file), models.step, threads)
+        self._prefill = open_session(bundle.read(models.prefill.file), models.prefill, threads, bundle)
+        self._step = open_session(bundle.read(models.step.file), models.step, threads, bundle)
 
     def lay_out(self, question: str, passages: list[Passage]) -> Prompt:
         """A question and the entries found for it, best first, as ``prefill`` takes them."""
