@@ -14,20 +14,21 @@ import torch
 from numpy.typing import NDArray
 
 from edge_ravlm.bundle import Bundle
-from edge_ravlm.export.onnx_graph import image_graph
+from edge_ravlm.export.onnx_graph import free_sides, image_graph
 from edge_ravlm.export.students.image import ImageStudent
 from edge_ravlm.export.teachers.efficientnet import load_efficientnet_lite
 from edge_ravlm.export.teachers.weights import package_file
 from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession
+from edge_ravlm.runtime.closer import Focus
 from edge_ravlm.runtime.encoders import ImageEncoder, Look
 from edge_ravlm.runtime.pipeline import Ravlm, open_memory
 
 WEIGHTS = "efficientnet-lite0"
 
 _NO_CELLS = np.empty((1, 0, 0), np.float32)
-"""Nothing reads them: the starter has no decoder."""
+"""Nothing reads them: no answer is generated."""
 
 Embed = Callable[[Pixels], NDArray[np.float32]]
 """Encoder input uint8 [1, h, w, 3] -> float32 [dim]."""
@@ -43,11 +44,14 @@ class PeerEncoder(ImageEncoder):
 
     def look(self, pixels: Pixels) -> Look:
         """See ``ImageEncoder.look``."""
-        return super().look(pixels) if self._embed is None else Look(self._embed(pixels), _NO_CELLS, None)
+        if self._embed is None:
+            return super().look(pixels)
+        # Their weights never learnt where to look: the middle costs the same.
+        return Look(self._embed(pixels), _NO_CELLS, focus=None if self.closer is None else Focus(0.5, 0.5, 0.5))
 
     def embed(self, pixels: Pixels) -> NDArray[np.float32]:
         """See ``ImageEncoder.embed``."""
-        return self.look(pixels).embedding
+        return super().embed(pixels) if self._embed is None else self._embed(pixels)
 
 
 class Peer(Ravlm):
@@ -79,8 +83,9 @@ def peers(bundle: Bundle, threads: int) -> dict[str, Embed]:
     preprocess = bundle.manifest.preprocess
     backbone = load_efficientnet_lite(package_file(WEIGHTS, "*.pth"), int(WEIGHTS[-1]), preprocess.width)
     student = ImageStudent(backbone, bundle.manifest.image_space.dim).eval()
-    graph = image_graph(student, preprocess).SerializeToString()
-    session = OnnxRuntimeSession.open(graph, Model(file=f"{WEIGHTS} FP32"), threads)
+    graph = image_graph(student, preprocess)
+    free_sides(graph)
+    session = OnnxRuntimeSession.open(graph.SerializeToString(), Model(file=f"{WEIGHTS} FP32"), threads)
 
     @torch.inference_mode()
     def torch_eager(pixels: Pixels) -> NDArray[np.float32]:

@@ -49,7 +49,7 @@ class Searcher:
             found.append({field: words for field in ("text", "meaning") if field in self._memory.spaces})
         if picture is not None:
             pixels = self._image.preprocess(Frame.of(picture), region)
-            look = self._image.closer_look(pixels) if region is None else self._image.look(pixels)
+            look = self._image.study(pixels) if region is None else self._image.look(pixels)
             found.append({"image": look.embedding} if of == "image" else {"text": self._meaning(look)})
         return found
 

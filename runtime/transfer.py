@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 
 from edge_ravlm.errors import DataError, FrameError, StorageError, UsageError
-from edge_ravlm.frames import Frame, read_image
+from edge_ravlm.frames import Frame, Region, read_image
 from edge_ravlm.runtime.memory import Memory, NewEntry
 from edge_ravlm.runtime.pipeline import Ravlm
+from edge_ravlm.runtime.questions import REGION_TAG
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 LIST_NAME = "memories.jsonl"
@@ -143,7 +144,12 @@ def reembed(ravlm: Ravlm, memory: Memory, advance: Callable[..., None]) -> list[
     without: list[int] = []
     for entry in memory.entries():
         thumbnail = None if entry.thumbnail is None else _decoded(entry.thumbnail)
-        embedded = ravlm.entry(thumbnail, entry.text).vectors
+        # What was taught in a region is looked at as a region is.
+        region = None
+        if thumbnail is not None and REGION_TAG in entry.tags:
+            height, width = thumbnail.pixels.shape[:2]
+            region = Region.box(0, 0, width, height)
+        embedded = ravlm.entry(thumbnail, entry.text, region=region).vectors
         for name, vector in embedded.items():
             ids[name].append(entry.id)
             vectors[name].append(np.asarray(vector))

@@ -103,7 +103,7 @@ def test_both_peers_compute_the_same_and_run_inside_the_same_pipeline(
     with peer:
         id_ = peer.remember(shown[0], TEXTS[0])
         stored = peer.memory.vectors("image", [id_])[0]
-        assert stored @ peers["ort_fp32"](inputs[0]) == pytest.approx(1, abs=1e-3)
+        assert 0.9 < stored @ peers["ort_fp32"](inputs[0]) < 1.001, "what is taught is looked at more than once"
         assert peer.ask(shown[2], QUESTION).level is Level.RETRIEVED
 
 

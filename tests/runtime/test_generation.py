@@ -326,7 +326,7 @@ def test_a_generated_answer_follows_the_picture(ravlm: Ravlm, yard: Any, strange
         answer = ravlm.ask(picture, "and this?", generate=True)
         assert answer.text == text
         assert answer.evidence[0].id == ids[text]
-        assert answer.evidence[0].score == pytest.approx(1, abs=1e-3), "its picture's cosine"
+        assert 0.9 < answer.evidence[0].score < 1.001, "its picture's cosine; what is taught is looked at once more"
 
 
 def test_it_abstains_where_neither_memory_nor_picture_answers(ravlm: Ravlm, yard: Any) -> None:
@@ -493,13 +493,13 @@ def test_the_meaning_of_a_picture_is_remembered_in_a_field_of_its_own(plain: Bun
     space = Space(id="ab" * 32, dim=dim)
     means = write_bundle(tmp_path / "b", msgspec.structs.replace(plain.manifest, meaning_space=space), contents)
     with load(plain, tmp_path / "m", threads=1) as before:
-        old = before.remember(yard.closed, "the gate is closed")
+        old = before.remember(yard.closed, "the gate is closed", region=yard.gate)
     with load(means, tmp_path / "m", threads=1) as ravlm:
-        new = ravlm.remember(yard.open, "the gate is open")
+        new = ravlm.remember(yard.open, "the gate is open", region=yard.gate)
         tell(ravlm, BINS)
         image, meaning = (ravlm.memory.vectors(field, [new])[0] for field in ("image", "meaning"))
         np.testing.assert_allclose(meaning, -image, atol=1e-3)
         assert [hit.id for hit in ravlm.memory.search("meaning", meaning, 9)] == [new]
-        assert ravlm.ask(yard.open, "is the gate open?").text == "the gate is open"
+        assert ravlm.ask(yard.open, "is the gate open?", region=yard.gate).text == "the gate is open"
         reembed(ravlm, ravlm.memory, lambda: None)
         assert {hit.id for hit in ravlm.memory.search("meaning", meaning, 9)} == {old, new}
