@@ -69,3 +69,10 @@ def test_the_soak_writes_an_app_that_is_valid(tmp_path: Path) -> None:
     assert [camera.name for camera in app.cameras] == ["yard0", "yard1", "yard2", "yard3", "network"]
     assert len(app.watches) == 10
     assert (tmp_path / "yard.memory").is_dir()
+
+
+def test_the_soak_counts_what_came_and_what_came_out_of_order() -> None:
+    tally = soak.Tally()
+    for index in (0, 1, 3, 2, 3, 7):
+        tally.add(index)
+    assert (tally.count, tally.reordered, tally.last) == (4, 2, 7)
