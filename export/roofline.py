@@ -218,10 +218,12 @@ def workloads(bundle: Bundle, flavor: str, entries: int) -> list[Workload]:
         entries: memories to search among.
     """
     manifest, models = bundle.manifest, bundle.manifest.flavor(flavor)
+    shape = bundle.manifest.preprocess
     text = workload("text encoder", _model(bundle, models.text), {"tokens": QUESTION_TOKENS})
     return [
         preprocessing(FRAME, manifest.preprocess),
-        workload("image encoder", _model(bundle, models.image)),
+        # The first look: a closer one is dropped where the budget does not allow it.
+        workload("image encoder", _model(bundle, models.image), {"h": shape.height, "w": shape.width}),
         replace(text, on_host=models.text.backend == "onnxruntime"),
         searching(entries, (manifest.text_space.dim, manifest.image_space.dim)),
     ]
