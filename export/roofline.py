@@ -218,10 +218,10 @@ def workloads(bundle: Bundle, flavor: str, entries: int) -> list[Workload]:
         entries: memories to search among.
     """
     manifest, models = bundle.manifest, bundle.manifest.flavor(flavor)
-    shape = bundle.manifest.preprocess
+    shape = manifest.preprocess
     text = workload("text encoder", _model(bundle, models.text), {"tokens": QUESTION_TOKENS})
     return [
-        preprocessing(FRAME, manifest.preprocess),
+        preprocessing(FRAME, shape),
         # The first look: a closer one is dropped where the budget does not allow it.
         workload("image encoder", _model(bundle, models.image), {"h": shape.height, "w": shape.width}),
         replace(text, on_host=models.text.backend == "onnxruntime"),
