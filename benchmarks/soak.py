@@ -131,7 +131,7 @@ def _read(rss_mb: list[float], until: float, began: float, advance: Any) -> None
 def _returned(app: App, network: Network) -> float:
     """Start the network camera again; seconds until its first frame."""
     feed = app.feeds["network"]
-    seen, began = feed.reconnects, time.monotonic()
+    seen = feed.reconnects
     network.start()
     began = time.monotonic()
     while feed.reconnects == seen and time.monotonic() < began + _PATIENCE_S:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cyclopts
 
@@ -108,7 +108,7 @@ def run(
     frames: memory_cli.Count = 0,
     trace: Path | None = None,
     json: bool = False,
-) -> None:
+) -> int:
     """Watch cameras and answer questions about their frames until they end, or until Ctrl-C or SIGTERM.
 
     Args:
@@ -125,8 +125,8 @@ def run(
         json: print one JSON object a line for every answer, and one for the whole run; else only changed answers.
     """
     if app is not None:
-        _run_app(app, trace, json=json, others=(source, ask, memory, region))
-        return
+        others = (source, ask, memory, region, bundle != "starter", budget_ms != 100.0, frames)
+        return _run_app(app, trace, json=json, others=others)
     if source is None or not ask or memory is None or trace is not None:
         raise UsageError(
             "run",
@@ -164,13 +164,12 @@ def run(
         **account.as_dict(budget_ms),
         "ended": ended,
     }
-    if json:
-        say_json({"summary": total})
-    else:
-        complain(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in total.items()))
+    _sum_up(total, json=json)
+    return 0
 
 
-def _run_app(path: Path, trace: Path | None, *, json: bool, others: tuple[object, ...]) -> None:
+def _run_app(path: Path, trace: Path | None, *, json: bool, others: tuple[object, ...]) -> int:
+    """The exit code is 1 where a camera could not be read at all."""
     import logging
 
     from edge_ravlm.runtime.watching.app import App
@@ -185,6 +184,12 @@ def _run_app(path: Path, trace: Path | None, *, json: bool, others: tuple[object
             complain(sentence)
         opened.run()
         total = opened.summary()
+        failed = any(feed.failed for feed in opened.feeds.values())
+    _sum_up(total, json=json)
+    return int(failed)
+
+
+def _sum_up(total: dict[str, Any], *, json: bool) -> None:
     if json:
         say_json({"summary": total})
     else:

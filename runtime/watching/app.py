@@ -78,6 +78,7 @@ class App:
         self._base, self._modified = path.absolute().parent, _modified(path)
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._late: Counter[str] = Counter()
+        self._replaced, self._thinned = dict[str, int](), dict[str, int]()
         self._asked: dict[str, WatchSettings] = {}
         self._steady: dict[str, Steady] = {}
         with ExitStack() as stack:
@@ -85,7 +86,8 @@ class App:
             self._metrics = stack.enter_context(Metrics(self.settings.metrics_port))
             self._trace = stack.enter_context(Trace(trace))
             sinks = [(sink.what, Sink(self._base / sink.path if sink.path else None)) for sink in self.settings.sinks]
-            for _, sink in sinks:
+            self._sinks = [sink for _, sink in sinks]
+            for sink in self._sinks:
                 stack.callback(sink.close)
             self._events: list[Put] = [sink.put for what, sink in sinks if what == "events"]
             self._answers: list[Put] = [sink.put for what, sink in sinks if what == "answers"]
@@ -125,6 +127,7 @@ class App:
                     feed.stop()
                 for feed in self.feeds.values():
                     feed.close()
+                self._replaced, self._thinned = dict(self._watcher.replaced), dict(self._watcher.thinned)
 
     # -- settings ----------------------------------------------------------------------------------------------
 
@@ -209,19 +212,26 @@ class App:
             put(event.as_dict())
 
     def summary(self) -> dict[str, Any]:
-        """Of the whole run, as plain values; ``late_by`` counts late answers by the stage that took most."""
+        """Of the whole run, as plain values; ``late_by`` counts late answers by the stage that took most.
+
+        A camera's ``dropped`` frames were never handed on, the ``replaced`` ones were answered from a newer one;
+        ``thinned`` is what a watch was not asked about since too much was due, ``lines_lost`` what a sink could not
+        write.
+        """
         cameras = {
             name: {
                 "state": feed.state,
                 "reason": feed.reason,
                 "frames": feed.frames,
                 "dropped": feed.dropped,
+                "replaced": self._replaced.get(name, 0),
                 "reconnects": feed.reconnects,
             }
             for name, feed in self.feeds.items()
         }
         account = self.account.as_dict(self.settings.budget_ms)
-        return {"answers": self.account.answers, **account, "late_by": dict(self._late), "cameras": cameras}
+        lost = {"thinned": self._thinned, "lines_lost": sum(sink.dropped for sink in self._sinks)}
+        return {"answers": self.account.answers, **account, "late_by": dict(self._late), **lost, "cameras": cameras}
 
 
 def ask(ravlm: Ravlm, watch: WatchSettings, frame: Frame, budget_ms: float) -> Answer:

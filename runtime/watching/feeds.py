@@ -20,7 +20,7 @@ from edge_ravlm.runtime.watching.settings import CameraSettings
 log = logging.getLogger(__name__)
 
 BACK = Reconnect(first_wait_s=0.5, longest_wait_s=1.0)
-"""A camera that is back is seen within a second and the time that connecting takes (RTSP: about 20 frames)."""
+"""A camera that is back is seen within a second and the time that connecting takes."""
 
 _WAIT_S = 0.25
 _CLOSE_S = 2.0
@@ -46,6 +46,7 @@ class Feed:
         frames: handed on.
         reconnects: times that it came back.
         reason: why it ended.
+        failed: whether that was an error.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Feed:
         changed: Callable[[Feed], object] = lambda _: None,
     ) -> None:
         self.settings, self.motions = settings, dict(motions)
-        self.state, self.reason = "opening", ""
+        self.state, self.reason, self.failed = "opening", "", False
         self.frames = self.reconnects = self.dropped = 0
         self._base, self._offer, self._changed = base, offer, changed
         self._closing, self._turning = threading.Event(), threading.RLock()
@@ -95,12 +96,12 @@ class Feed:
                 self._read()
                 wait_s = BACK.first_wait_s
             except UsageError as error:
-                self._end(str(error))
+                self._end(str(error), failed=True)
             except Exception as error:  # a live source may come yet, a file will not
                 if not isinstance(error, CameraError):
                     log.exception("camera '%s'", self.settings.name)
                 if not self._is_live:
-                    self._end(str(error))
+                    self._end(str(error), failed=True)
                     break
                 self._become("lost", str(error))
             if self.has_ended:
@@ -161,8 +162,8 @@ class Feed:
     def _is_live(self) -> bool:
         return describe(self._address).name not in _FILES
 
-    def _end(self, reason: str) -> None:
-        self.reason = reason
+    def _end(self, reason: str, *, failed: bool = False) -> None:
+        self.reason, self.failed = reason, failed
         self._become("ended", reason)
 
     def _become(self, state: str, why: str = "") -> None:
@@ -170,7 +171,7 @@ class Feed:
             if state == self.state or self.state in ("ended", "closed"):
                 return
             self.reconnects += self.state == "lost" and state == "running"
-            level = logging.WARNING if state in ("lost", "frozen") else logging.INFO
+            level = logging.WARNING if state in ("lost", "frozen") or self.failed else logging.INFO
             log.log(level, "camera '%s' is %s%s", self.settings.name, state, f": {why}" if why else "")
             self.state = state
             self._changed(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from edge_ravlm.errors import StorageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.watching.lanes import Told, Watch
+
+log = logging.getLogger(__name__)
 
 MOST_EVENTS = 500_000
 """Some hundred megabytes; a trace is for minutes, not for days."""
@@ -47,6 +50,8 @@ class Trace:
     def __exit__(self, *_: object) -> None:
         if self._path is not None:
             _write(self._path, self._events)
+        if self.left_out:
+            log.warning("trace '%s': %d events more than it holds", self._path, self.left_out)
 
     @contextmanager
     def looking(self, watch: Watch, frame: Frame) -> Iterator[Callable[[Answer], object]]:

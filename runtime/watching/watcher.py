@@ -121,6 +121,13 @@ class Watcher:
             return {name: lane.replaced for name, lane in self._lanes.items()}
 
     @property
+    def thinned(self) -> Mapping[str, int]:
+        """By watch, the frames that it was not asked about since too many were due already; see ``MOST_DUE``."""
+        with self._changed:
+            every = [pending for lane in self._lanes.values() for pending in lane.pending.values()]
+            return {pending.watch.name: pending.thinned for pending in every if pending.thinned}
+
+    @property
     def guard_ms(self) -> float:
         """How long before a deadline an answer is held, as the machine's wake-ups taught."""
         return self._guard.s * 1e3
@@ -247,7 +254,7 @@ class _Guard:
 def unhurried_collection() -> Iterator[None]:
     """Keep Python's garbage collector from stopping an answer: what is there now is never looked at again.
 
-    New cycles are still collected, but only the few objects made since: a collection then takes microseconds.
+    New cycles are still collected, among the few objects that were made since.
     """
     gc.collect()
     gc.freeze()

@@ -185,6 +185,7 @@ def test_what_cannot_be_opened_is_said_before_anything_is_watched(
     assert "expected a readable TOML file" in capsys.readouterr().err
     assert command(["run", str(path), "--source", "0"]) == 2
     assert "an app's file alone" in capsys.readouterr().err
+    assert command(["run", str(path), "--budget-ms", "40"]) == 2
     assert command(["run", "--source", "0"]) == 2
     assert command(["run", "--source", "0", "--ask", "x", "--memory", "m", "--trace", "t.json"]) == 2
     assert "--trace without an app" in capsys.readouterr().err
@@ -192,6 +193,16 @@ def test_what_cannot_be_opened_is_said_before_anything_is_watched(
         Sink(home / "none" / "x.jsonl")
     with pytest.raises(StorageError):
         Trace(home / "none" / "x.json")
+
+
+def test_a_camera_that_is_not_there_is_named_and_the_command_fails(
+    home: Path, yard: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(home, "gone.toml", yard)
+    path.write_text(path.read_text().replace('source = "stills"', 'source = "none.mp4"'), encoding="utf-8")
+    assert command(["run", str(path), "--json"]) == 1
+    assert "none.mp4" in caplog.text
+    assert "no such file" in json.loads(capsys.readouterr().out)["summary"]["cameras"]["yard"]["reason"]
 
 
 def test_admission_says_what_cannot_be_kept_up_with(home: Path, yard: Any) -> None:
