@@ -20,7 +20,8 @@ from edge_ravlm.export.data import corpus, datasets
 from edge_ravlm.export.distil.things import parted
 from edge_ravlm.export.fusion import training
 from edge_ravlm.export.fusion.bank import Bank, make_bank, see
-from edge_ravlm.export.fusion.episodes import Batch, Episodes, Shelf, Texts, Told, collated
+from edge_ravlm.export.fusion.batches import Batch, collated
+from edge_ravlm.export.fusion.episodes import Episodes, Shelf, Texts, Told
 from edge_ravlm.export.fusion.graphs import prefill_graph, step_graph, with_small_weights
 from edge_ravlm.export.fusion.model import FusionDecoder, Shape, spread
 from edge_ravlm.export.fusion.settings import FusionSettings

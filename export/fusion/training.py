@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, Log, Standing, Stored, moments, put_back, read, write
-from edge_ravlm.export.fusion.episodes import Batch, Episodes, Texts, collated
+from edge_ravlm.export.fusion.batches import Batch, collated
+from edge_ravlm.export.fusion.episodes import Episodes, Texts
 from edge_ravlm.export.fusion.model import FusionDecoder, Read, loss, marked, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.schedule import warm_cosine

@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer
 
 from edge_ravlm.errors import DataError
-from edge_ravlm.export.fusion.episodes import Batch, Episodes, Shelf, collated
+from edge_ravlm.export.fusion.batches import Batch, collated
+from edge_ravlm.export.fusion.episodes import Episodes, Shelf
 from edge_ravlm.export.fusion.graphs import prefill_graph, step_graph, with_small_weights
 from edge_ravlm.export.fusion.making import agreement, threshold
 from edge_ravlm.export.fusion.model import FusionDecoder, Shape, spread

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 from edge_ravlm.export.data.questions import Asked
 from edge_ravlm.export.fusion.bank import Bank
-from edge_ravlm.export.fusion.episodes import Batch, Episode, Episodes, Shelf, collated
+from edge_ravlm.export.fusion.batches import Batch, collated
+from edge_ravlm.export.fusion.episodes import Episode, Episodes, Shelf
 from edge_ravlm.runtime.fusion.layout import END, NONE, PAD
 from tests.export.fusion.conftest import DIM, texts
 
