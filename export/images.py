@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data import datasets
 from edge_ravlm.export.data.scenes import Material, at_most, material, object_scenes
-from edge_ravlm.export.distil import ComposedScenes, FolderPictures, Pictures, Share, ThingScenes
+from edge_ravlm.export.data.captioned import captioned
+from edge_ravlm.export.distil import CloserViews, ComposedScenes, FolderPictures, Pictures, Share, ThingScenes, parted
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
 from edge_ravlm.export.recipe import SCENES, THINGS, Recipe
 from edge_ravlm.export.teachers.weights import package_source
@@ -21,11 +25,21 @@ from edge_ravlm.manifest import Source
 from edge_ravlm.runtime.transfer import read_rows
 
 SCENE_PACKAGES = ("tuxpaint-stamps", "mate-backgrounds", "lomiri-wallpapers", "opencv-doc")
-THING_PACKAGES = ("mapillary-signs", "sweethome3d-furniture", "sweethome3d", "plasma-wallpapers")
+THING_PACKAGES = (
+    *("mapillary-signs", "sweethome3d-furniture", "sweethome3d", "plasma-wallpapers"),
+    *("fluent-emoji", "emojibase", "openclipart"),
+)
 PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 _LONGEST = 640
 """Judged pictures are held in memory at most this large, in pixels of the longer side."""
+
+_SIGN = re.compile(
+    r"sign|stop|\bno\b|entry|forbidden|prohibit|crossing|arrow|warning|caution|traffic|button|yield|road|symbol|danger"
+)
+
+_USUAL_SIDE = 224
+"""Pixels, where the recipe leaves it to the student."""
 
 _FEWEST = 32
 _FIT_SEED, _JUDGE_SEED = 1, 2
@@ -66,14 +80,51 @@ def gather(recipe: Recipe, base: Path) -> Gathered:
     return _folder(recipe, base / recipe.images.source, captions)
 
 
-def things_training(seed: int) -> ThingScenes:
-    """The training parts of ``traffic``, ``home`` and the stamps; fetches what is not cached.
+def things_training(seed: int, closer: CloserViews | None = None) -> ThingScenes:
+    """The training parts of ``traffic``, ``home`` and the stamps, and drawings; fetches what is not cached.
 
-    Signs are most of it: they are told apart by the smallest details.
+    Signs are most of it: they are told apart by the smallest details. In a mirror they are other signs.
+
+    Args:
+        seed: of all random choices.
+        closer: how the encoder will look closer, if it does.
     """
     signs, objects, stamps = _things()
-    shares = (Share(signs, 0.6, mirrored=False, together=4), Share(objects, 0.2), Share(stamps, 0.2))
-    return ThingScenes(shares, seed=seed)
+    _, learnt = parted(len(signs.objects), 0, seed)
+    turned = others_in_a_mirror(signs.objects, learnt)
+    shares = (
+        Share(signs, 0.45, mirrored=False, together=4),
+        Share(objects, 0.12),
+        Share(stamps, 0.1),
+        Share(Material(turned, signs.backgrounds), 0.15, mirrored=False, together=4),
+        Share(Material(_drawings(), signs.backgrounds), 0.18),
+    )
+    return ThingScenes(shares, seed=seed, closer=closer)
+
+
+def others_in_a_mirror(cut_outs: Sequence[Pixels], rows: Sequence[int], least: float = 6.0) -> list[Pixels]:
+    """Mirror images that are none of the cut-outs.
+
+    Args:
+        cut_outs: uint8 [h, w, 4] BGRA.
+        rows: of those to turn.
+        least: mean difference of the pixels, of 255, from which on two are not the same.
+    """
+    seen = np.stack([_thumbnail(cut_out) for cut_out in cut_outs])
+    turned = [np.ascontiguousarray(cut_outs[row][:, ::-1]) for row in rows]
+    return [one for one in turned if np.abs(seen - _thumbnail(one)).mean(axis=(1, 2, 3)).min() > least]
+
+
+def _thumbnail(cut_out: Pixels) -> NDArray[np.float32]:
+    """On grey, float32 [32, 32, 3]."""
+    small = cv2.resize(cut_out, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    alpha = small[..., 3:] / 255
+    return np.asarray(small[..., :3] * alpha + 127 * (1 - alpha), np.float32)
+
+
+def _drawings() -> list[Pixels]:
+    """Emoji and clip-art, without what looks like a traffic sign: the evaluation's are to be new to the encoder."""
+    return [one.pixels for one in captioned(("emoji", "clipart")) if not _SIGN.search(" ".join(one.texts))]
 
 
 def materials(recipe: Recipe) -> list[Material]:
@@ -100,12 +151,17 @@ def _scenes(recipe: Recipe) -> Gathered:
     chosen = rng.permutation(len(calibration))[: recipe.images.calibration]
     with_things = recipe.images.source == THINGS
     return Gathered(
-        training=things_training(recipe.seed) if with_things else ComposedScenes(train, seed=recipe.seed),
+        training=_things_training(recipe) if with_things else ComposedScenes(train, seed=recipe.seed),
         calibration=[calibration[int(i)] for i in chosen],
         fitting=state_tasks(train, 60, _FIT_SEED),
         judging=judge_set(held_out, each=4, tasks=60, seed=_JUDGE_SEED),
         sources=tuple(package_source(name) for name in (*SCENE_PACKAGES, *(THING_PACKAGES if with_things else ()))),
     )
+
+
+def _things_training(recipe: Recipe) -> ThingScenes:
+    closer = CloserViews(recipe.student.side or _USUAL_SIDE, recipe.closer.side) if recipe.closer.scenes else None
+    return things_training(recipe.seed, closer)
 
 
 def _folder(recipe: Recipe, folder: Path, captions: Path | None) -> Gathered:

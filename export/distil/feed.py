@@ -53,7 +53,8 @@ class Sides:
     def inputs(self, batch: Batch, step: int) -> Inputs:
         """A step's batch, resized for both."""
         things = torch.tensor(batch.things, dtype=torch.int64)
-        student = squares(batch.pictures, self.early if self.is_early(step) else self.student)
+        side = batch.side or self.student
+        student = squares(batch.pictures, min(self.early, side) if self.is_early(step) else side)
         return Inputs(student, squares(batch.pictures[:: self.every], self.teacher), things, batch.captions)
 
 

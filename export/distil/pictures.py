@@ -38,11 +38,13 @@ class Batch:
         pictures: uint8 [h, w, 3] BGR each, of any size.
         things: what each shows, a number; equal numbers are the same thing seen again, a negative one nothing.
         captions: one for each picture, or None.
+        side: pixels of the student's input for them, where it is not its usual one.
     """
 
     pictures: Sequence[Pixels]
     things: Sequence[int]
     captions: Sequence[str] | None = None
+    side: int | None = None
 
 
 class Pictures(Protocol):

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ravlm.errors import DataError
-from edge_ravlm.export.data.composites import composite, worn
+from edge_ravlm.export.data.composites import composite, located, worn
 from edge_ravlm.export.data.scenes import Material, background, object_scene
 from edge_ravlm.export.distil.pictures import HELD_OUT, Batch
-from edge_ravlm.frames import Pixels
+from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.preprocess import Preprocess
+from edge_ravlm.runtime.closer import Focus, cut_out
 
 _VIEWS = 1 << 40
 """Empty views are numbered from here on: no data set has as many things."""
@@ -34,6 +36,23 @@ class Share:
     weight: float = 1.0
     mirrored: bool = True
     together: int = 1
+
+
+@dataclass(frozen=True)
+class CloserViews:
+    """Of every second step: scenes as the encoder sees them when it looks closer, with what it may get wrong there.
+
+    Attributes:
+        whole: pixels a side of the picture that is cut.
+        side: pixels a side of the cut-out.
+        margin: its size over the thing's, log-uniform.
+        off: how far it misses the thing's middle, at most, as a share of the thing's size.
+    """
+
+    whole: int
+    side: int
+    margin: tuple[float, float] = (1.1, 2.5)
+    off: float = 0.15
 
 
 def parted(
@@ -67,6 +86,7 @@ class ThingScenes:
         held_out: share of the things that is kept.
         most: things of one data set that are kept, at most.
         each: held-out pictures per kept thing.
+        closer: how the encoder will look closer, if it does.
 
     Raises:
         DataError: a data set has fewer than two things.
@@ -82,8 +102,10 @@ class ThingScenes:
         held_out: float = 0.1,
         most: int = 48,
         each: int = 4,
+        closer: CloserViews | None = None,
     ) -> None:
         self._shares, self._seed, self._views, self._plain, self._each = shares, seed, views, plain, each
+        self._closer = closer
         weights = np.array([share.weight for share in shares], float)
         self._weights = weights / weights.sum()
         counts = [len(share.material.objects) for share in shares]
@@ -96,7 +118,8 @@ class ThingScenes:
     def batch(self, step: int, rank: int, size: int) -> Batch:
         """See ``Pictures``."""
         scenes = [self._scene(step, index) for index in range(rank * size, (rank + 1) * size)]
-        return Batch([scene for scene, _ in scenes], [thing for _, thing in scenes])
+        side = self._closer.side if self._closer is not None and _is_closer(step) else None
+        return Batch([scene for scene, _ in scenes], [thing for _, thing in scenes], side=side)
 
     def held_out(self) -> Batch:
         """Each kept thing ``each`` times."""
@@ -119,8 +142,11 @@ class ThingScenes:
             source, at = Material([cut_out], source.backgrounds), 0
         else:
             at = thing
+        name = int(self._first[row]) + thing
+        if self._closer is not None and _is_closer(step):
+            return closer_view(*located(source, at, rng), self._closer, rng), name
         make = object_scene if rng.random() < self._plain else composite
-        return make(source, at, rng), int(self._first[row]) + thing
+        return make(source, at, rng), name
 
     def _thing(self, row: int, step: int, pair: int) -> int:
         """Of one data set, that of a pair: one of a few neighbours that the pairs around it show too."""
@@ -128,3 +154,26 @@ class ThingScenes:
         group, place = divmod(pair, share.together)
         start = np.random.default_rng((self._seed, step, row, group, 2)).integers(len(learnt))
         return int(learnt[(start + place) % len(learnt)])
+
+
+def closer_view(
+    scene: Pixels, corners: NDArray[np.float32], closer: CloserViews, rng: np.random.Generator
+) -> Pixels:
+    """What of a scene the encoder sees when it looks closer, uint8 [side, side, 3].
+
+    Args:
+        scene: uint8 [s, s, 3] BGR.
+        corners: of the thing in it, float32 [4, 2] x and y in pixels.
+        closer: how it looks.
+        rng: of how well it does.
+    """
+    low, high = (np.clip(ends(axis=0) / scene.shape[0], 0, 1) for ends in (corners.min, corners.max))
+    extent = float((high - low).max())
+    x, y = (low + high) / 2 + rng.uniform(-closer.off, closer.off, 2) * extent
+    margin = float(np.exp(rng.uniform(*np.log(closer.margin))))
+    whole = Preprocess(height=closer.whole, width=closer.whole)(Frame(scene))
+    return cut_out(whole, Focus(float(x), float(y), extent), margin, closer.side)[0]
+
+
+def _is_closer(step: int) -> bool:
+    return step % 2 == 1
