@@ -25,29 +25,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
-from common import setting, setting_line
+from common import figure_rows, setting, setting_line
 
 import edge_ravlm
 from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import EdgeRavlmError
-from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer
-from edge_ravlm.runtime.apps.demo import Thing, load_clip
-from edge_ravlm.runtime.camera import open_camera
+from edge_ravlm.runtime.apps.demo import Thing
+from edge_ravlm.runtime.bench.cameras import show, watch
+from edge_ravlm.runtime.bench.outcome import Record, accuracy, levels, percentiles, record
+from edge_ravlm.runtime.bench.workload import CAMERA, Workload, yard
 from edge_ravlm.runtime.pipeline import Ravlm
-from edge_ravlm.runtime.watching.lanes import Told, Watch
-from edge_ravlm.runtime.watching.watcher import Watcher, unhurried_collection
+from edge_ravlm.runtime.watching.watcher import unhurried_collection
 
 FLAVOR, THREADS = "cpu-u8", 2
-CAMERA = "yard"
 BUDGET_OVER_P50 = 1.5
 NOMINAL, OVERLOAD = 2.0, 0.5
 """Time between two frames over the median of an answer."""
@@ -71,50 +69,30 @@ def main() -> int:
     if arguments.json:
         say_json(found)
     else:
-        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+        flat = {name: dict(figure_rows(row)) for name, row in rows.items()}
+        figures = dict.fromkeys(figure for row in flat.values() for figure in row)
         table(
             f"A budget of {found['budget_ms']:.1f} ms, 1.5 times the median of {found['p50_ms']:.1f} ms",
-            ("", *columns),
-            [(name, *(_shown(row.get(key)) for key in columns)) for name, row in rows.items()],
+            ("", *flat),
+            [(figure, *(row.get(figure, "") for row in flat.values())) for figure in figures],
         )
         say(setting_line(found))
     return 0
 
 
-@dataclass(frozen=True)
-class Scene:
-    """What is asked about.
-
-    Attributes:
-        frames: uint8 [h, w, 3] BGR.
-        thing: its question, region and true states.
-    """
-
-    frames: Sequence[Pixels]
-    thing: Thing
-
-    def ask(self, ravlm: Ravlm, frame: Frame, budget_ms: float) -> Answer:
-        """One question, answered as well as the budget allows."""
-        return ravlm.ask(frame, self.thing.question, region=self.thing.box(), budget_ms=budget_ms, hold=False)
-
-    def is_right(self, index: int, answer: Answer) -> bool | None:
-        """Whether it is true of that frame; None where nothing is."""
-        truth = self.thing.truth(index % len(self.frames))
-        return None if truth is None else answer.text == truth
-
-
 def measured(quick: bool) -> dict[str, Any]:
     """All three runs."""
+    workload = yard()
     with edge_ravlm.load("starter", threads=THREADS) as ravlm:
-        scene = _taught(ravlm)
-        p50_ms = _median_ms(ravlm, scene)
+        workload.instruct(ravlm)
+        p50_ms = _median_ms(ravlm, workload)
         budget_ms = BUDGET_OVER_P50 * p50_ms
         seconds = (20.0, 20.0, 10.0) if quick else (300.0, 60.0, 60.0)
         with unhurried_collection():
-            nominal = _watched(ravlm, scene, budget_ms, NOMINAL * p50_ms, seconds[0])
+            nominal = _watched(ravlm, workload, budget_ms, NOMINAL * p50_ms, seconds[0])
             with _busy_core():
-                overload = _watched(ravlm, scene, budget_ms, OVERLOAD * p50_ms, seconds[1])
-                plain = _plain_loop(ravlm, scene, budget_ms, OVERLOAD * p50_ms, seconds[2])
+                overload = _watched(ravlm, workload, budget_ms, OVERLOAD * p50_ms, seconds[1])
+                plain = _plain_loop(ravlm, workload, budget_ms, OVERLOAD * p50_ms, seconds[2])
         return {
             "p50_ms": round(p50_ms, 3),
             "budget_ms": round(budget_ms, 3),
@@ -126,62 +104,41 @@ def measured(quick: bool) -> dict[str, Any]:
         }
 
 
-def _taught(ravlm: Ravlm) -> Scene:
-    path, clip = load_clip()
-    with open_camera(path) as camera:
-        frames = [frame.pixels for frame in camera.frames()]
-    thing = next(one for one in clip.things if one.name == "gate")
-    for state, rows in clip.teach[thing.name].items():
-        for row in rows:
-            ravlm.remember(frames[row], thing.states[state], region=thing.box())
-    return Scene(frames, thing)
+def _gate(workload: Workload) -> Thing:
+    return next(thing for thing in workload.things if thing.name == "gate")
 
 
-def _median_ms(ravlm: Ravlm, scene: Scene) -> float:
+def _ask(ravlm: Ravlm, thing: Thing, frame: Frame, budget_ms: float) -> Answer:
+    return ravlm.ask(frame, thing.question, region=thing.box(), budget_ms=budget_ms, hold=False)
+
+
+def _median_ms(ravlm: Ravlm, workload: Workload) -> float:
     spent = []
-    for index, pixels in enumerate(scene.frames[: _WARM_UP + _MEASURED]):
+    for index, pixels in enumerate(workload.pictures[: _WARM_UP + _MEASURED]):
         began = time.perf_counter()
-        scene.ask(ravlm, Frame(pixels, index=index, source=CAMERA), 1e6)
+        _ask(ravlm, _gate(workload), Frame(pixels, index=index, source=CAMERA), 1e6)
         spent.append((time.perf_counter() - began) * 1e3)
     return statistics.median(spent[_WARM_UP:])
 
 
-def _watched(ravlm: Ravlm, scene: Scene, budget_ms: float, every_ms: float, seconds: float) -> dict[str, Any]:
-    watch, told, waiting = Watch("gate", CAMERA, budget_ms), list[Told](), list[int]()
-
-    def ask(frame: Frame, of: Watch) -> Answer:
-        return scene.ask(ravlm, frame, of.budget_ms)
-
-    with Watcher(ask, [watch], told.append) as watcher:
-
-        def offer(frame: Frame) -> None:
-            watcher.offer(CAMERA, frame)
-            waiting.append(watcher.waiting)
-
-        offered = _play(scene.frames, every_ms, seconds, offer)
-        watcher.close()
-        guard_ms = watcher.guard_ms
-    indices = [one.index for one in told]
-    late = [one for one in told[1:] if one.is_late]  # there is nothing to hold before the first
-    return {
-        "miss_rate": len(late) / max(1, len(told) - 1),
-        "answers": len(told),
-        "lost": offered - len(set(indices)),
-        "reordered": sum(a > b for a, b in pairwise(indices)),
-        "median_age_frames": statistics.median(one.age_frames for one in told),
-        "p99_age_frames": sorted(one.age_frames for one in told)[int(0.99 * (len(told) - 1))],
-        "max_queue": max(waiting),
-        "levels": _shares(str(one.answer.level) for one in told),
-        "accuracy": _accuracy([scene.is_right(one.index, one.answer) for one in told]),
-        "guard_ms": round(guard_ms, 3),
-        **_latencies([one.answer.latency.total_ms for one in told]),
-    }
+def _watched(ravlm: Ravlm, workload: Workload, budget_ms: float, every_ms: float, seconds: float) -> dict[str, Any]:
+    with progress(*_showing(every_ms, seconds)) as advance:
+        watched = watch(
+            ravlm,
+            workload,
+            [_gate(workload)],
+            every_ms=every_ms,
+            budget_ms=budget_ms,
+            seconds=seconds,
+            advance=advance,
+        )
+    return {**watched.figures(), **_latencies(watched.records)}
 
 
-def _plain_loop(ravlm: Ravlm, scene: Scene, budget_ms: float, every_ms: float, seconds: float) -> dict[str, Any]:
+def _plain_loop(ravlm: Ravlm, workload: Workload, budget_ms: float, every_ms: float, seconds: float) -> dict[str, Any]:
     queue: deque[Frame] = deque()
     there, longest = threading.Condition(), 0
-    answers, ages, rights = list[Answer](), list[int](), list[bool | None]()
+    thing, records, ages = _gate(workload), list[Record](), list[int]()
     newest, ended = -1, False
 
     def offer(frame: Frame) -> None:
@@ -198,44 +155,40 @@ def _plain_loop(ravlm: Ravlm, scene: Scene, budget_ms: float, every_ms: float, s
                 if ended:
                     return
                 frame = queue.popleft()
-            answer = scene.ask(ravlm, frame, budget_ms)
-            answers.append(answer)
+            answer = _ask(ravlm, thing, frame, budget_ms)
+            truth = thing.truth(frame.index % len(workload.pictures))
+            records.append(record(str(frame.index), answer, None if truth is None else answer.text == truth, 0.0))
             ages.append(newest - frame.index)
-            rights.append(scene.is_right(frame.index, answer))
 
     loop = threading.Thread(target=answer_all)
     loop.start()
-    offered = _play(scene.frames, every_ms, seconds, offer)
+    with progress(*_showing(every_ms, seconds)) as advance:
+        offered = show(workload.pictures, every_ms, seconds, offer, advance)
     with there:
         ended = True
         there.notify()
     loop.join()
     return {
-        "miss_rate": sum(not one.latency.met for one in answers) / len(answers),
-        "answers": len(answers),
-        "lost": offered - len(answers),
+        "miss_rate": sum(one.ms > budget_ms for one in records) / len(records),
+        "answers": len(records),
+        "lost": offered - len(records),
         "reordered": 0,
         "median_age_frames": statistics.median(ages),
         "p99_age_frames": sorted(ages)[int(0.99 * (len(ages) - 1))],
         "max_queue": longest,
-        "levels": _shares(str(one.level) for one in answers),
-        "accuracy": _accuracy(rights),
-        **_latencies([one.latency.total_ms for one in answers]),
+        "levels": levels(records),
+        "accuracy": accuracy(records),
+        **_latencies(records),
     }
 
 
-def _play(frames: Sequence[Pixels], every_ms: float, seconds: float, offer: Callable[[Frame], None]) -> int:
-    """Be the camera; returns how many frames there were."""
-    began, count = time.monotonic(), int(seconds * 1e3 / every_ms)
-    with progress(f"a frame every {every_ms:.1f} ms", count) as advance:
-        for index, pixels in zip(range(count), cycle(frames), strict=False):
-            wait_s = began + index * every_ms / 1e3 - time.monotonic()
-            if wait_s > 0:
-                time.sleep(wait_s)
-            offer(Frame(pixels, index=index, source=CAMERA))
-            if index % 64 == 0:
-                advance(completed=index)
-    return count
+def _latencies(records: Sequence[Record]) -> dict[str, Any]:
+    spent = sorted(one.ms for one in records)
+    return {"latency_ms": percentiles(spent), "latencies_ms": spent}
+
+
+def _showing(every_ms: float, seconds: float) -> tuple[str, int]:
+    return f"a frame every {every_ms:.1f} ms", int(seconds * 1e3 / every_ms)
 
 
 @contextmanager
@@ -246,31 +199,6 @@ def _busy_core() -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-def _latencies(spent: Sequence[float]) -> dict[str, Any]:
-    ordered = sorted(spent)
-    shown = {f"p{name}_ms": ordered[int(share * (len(ordered) - 1))] for name, share in _QUANTILES.items()}
-    return {**{name: round(value, 3) for name, value in shown.items()}, "latencies_ms": ordered}
-
-
-_QUANTILES = {"50": 0.5, "99": 0.99, "99_9": 0.999}
-
-
-def _shares(levels: Iterator[str]) -> dict[str, float]:
-    counts = Counter(levels)
-    return {level: round(count / counts.total(), 4) for level, count in counts.most_common()}
-
-
-def _accuracy(rights: Sequence[bool | None]) -> float:
-    known = [right for right in rights if right is not None]
-    return round(sum(known) / max(1, len(known)), 4)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {share:.1%}" for name, share in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data import datasets
-from edge_ravlm.export.data.scenes import Material, at_most, material, object_scenes
 from edge_ravlm.export.data.captioned import captioned
+from edge_ravlm.export.data.scenes import Material, at_most, material, object_scenes
 from edge_ravlm.export.distil import CloserViews, ComposedScenes, FolderPictures, Pictures, Share, ThingScenes, parted
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
 from edge_ravlm.export.recipe import SCENES, THINGS, Recipe
@@ -102,7 +102,7 @@ def things_training(seed: int, closer: CloserViews | None = None) -> ThingScenes
     return ThingScenes(shares, seed=seed, closer=closer)
 
 
-def others_in_a_mirror(cut_outs: Sequence[Pixels], rows: Sequence[int], least: float = 6.0) -> list[Pixels]:
+def others_in_a_mirror(cut_outs: Sequence[Pixels], rows: Iterable[int], least: float = 6.0) -> list[Pixels]:
     """Mirror images that are none of the cut-outs.
 
     Args:

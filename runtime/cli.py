@@ -9,13 +9,14 @@ import cyclopts
 
 from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import UsageError
-from edge_ravlm.runtime import memory_cli
+from edge_ravlm.runtime import bench_cli, memory_cli
 
 if TYPE_CHECKING:
     from edge_ravlm.runtime.answer import Answer
     from edge_ravlm.runtime.apps.demo import Outcome
 
 app = cyclopts.App()
+app.command(bench_cli.app)
 app.command(memory_cli.app)
 app.command(memory_cli.search)
 

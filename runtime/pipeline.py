@@ -181,6 +181,7 @@ class Ravlm:
         generate: bool | None = None,
         hops: int = 1,
         hold: bool = True,
+        fresh: bool = False,
     ) -> Answer:
         """Answer a question about a picture from the memory.
 
@@ -194,6 +195,7 @@ class Ravlm:
                 is a retrieved one. None leaves the choice to the runtime, which retrieves.
             hops: how often a generated answer may search; the second time with what it found the first time.
             hold: whether a camera's last answer may stand in for one that there is no time for.
+            fresh: look anew, even if nothing moved since the last answer; nothing is held either.
 
         Raises:
             BundleError: ``generate`` of a bundle without a fusion decoder.
@@ -209,7 +211,7 @@ class Ravlm:
 
         def answer() -> Answer:
             standing.refresh(self.memory.version)
-            earlier = self._earlier(standing, frame, pixels, deadline, hold)
+            earlier = None if fresh else self._earlier(standing, frame, pixels, deadline, hold)
             if earlier is not None:
                 return earlier
             look = self._encode(frame, region, pixels, deadline)
@@ -394,7 +396,7 @@ def load(
         read_only: never write to the memory.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    threads = min(4, os.cpu_count() or 1) if threads is None else threads
+    threads = usual_threads() if threads is None else threads
     check_budget(budget_ms)
     if memory is not None:
         store = open_memory(opened, memory, create=create and not read_only, read_only=read_only)
@@ -408,6 +410,11 @@ def load(
         raise
     ravlm._folder = scratch
     return ravlm
+
+
+def usual_threads() -> int:
+    """CPU threads of the models where nobody says how many: up to four, more bring little."""
+    return min(4, os.cpu_count() or 1)
 
 
 def open_memory(bundle: Bundle, path: str | Path, *, create: bool = True, read_only: bool = False) -> Memory:

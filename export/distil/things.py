@@ -156,9 +156,7 @@ class ThingScenes:
         return int(learnt[(start + place) % len(learnt)])
 
 
-def closer_view(
-    scene: Pixels, corners: NDArray[np.float32], closer: CloserViews, rng: np.random.Generator
-) -> Pixels:
+def closer_view(scene: Pixels, corners: NDArray[np.float32], closer: CloserViews, rng: np.random.Generator) -> Pixels:
     """What of a scene the encoder sees when it looks closer, uint8 [side, side, 3].
 
     Args:
@@ -172,7 +170,7 @@ def closer_view(
     x, y = (low + high) / 2 + rng.uniform(-closer.off, closer.off, 2) * extent
     margin = float(np.exp(rng.uniform(*np.log(closer.margin))))
     whole = Preprocess(height=closer.whole, width=closer.whole)(Frame(scene))
-    return cut_out(whole, Focus(float(x), float(y), extent), margin, closer.side)[0]
+    return np.asarray(cut_out(whole, Focus(float(x), float(y), extent), margin, closer.side)[0], np.uint8)
 
 
 def _is_closer(step: int) -> bool:

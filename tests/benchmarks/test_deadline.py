@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -15,6 +14,8 @@ import soak
 
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer, Latency, Level
+from edge_ravlm.runtime.apps.demo import Thing
+from edge_ravlm.runtime.bench.workload import Workload
 from edge_ravlm.runtime.watching.settings import read_app
 
 pytestmark = pytest.mark.export  # it draws
@@ -22,33 +23,37 @@ pytestmark = pytest.mark.export  # it draws
 BUDGET_MS = 60.0
 
 
-def scene(takes_s: float) -> Any:
-    """Every answer takes so long; those about odd frames are wrong, the third has no truth."""
+class Answerer:
+    """Every answer takes so long; those about odd frames are wrong."""
 
-    def ask(_ravlm: object, frame: Frame, budget_ms: float) -> Answer:
-        time.sleep(takes_s)
+    def __init__(self, takes_s: float) -> None:
+        self._takes_s = takes_s
+
+    def ask(self, frame: Frame, question: str, *, budget_ms: float, **_: Any) -> Answer:
+        time.sleep(self._takes_s)
         spent_ms = (time.monotonic() - frame.captured_at) * 1e3
-        return Answer(f"{frame.index}", 0.9, Level.RETRIEVED, (), Latency({}, spent_ms, budget_ms), frame.captured_at)
+        text = "odd" if frame.index % 2 else "even"
+        return Answer(text, 0.9, Level.RETRIEVED, (), Latency({}, spent_ms, budget_ms), frame.captured_at)
 
-    def is_right(index: int, answer: Answer) -> bool | None:
-        return None if index == 2 else int(answer.text) % 2 == 0
 
-    frames = [np.zeros((4, 4, 3), np.uint8)] * 5
-    return SimpleNamespace(frames=frames, ask=ask, is_right=is_right)
+def clip() -> Workload:
+    """Frames of which the third has no truth, and all others are even."""
+    gate = Thing("gate", "is it even?", (0, 0, 4, 4), {"even": "even"}, [(0, 1, "even"), (3, 9, "even")])
+    return Workload([np.zeros((4, 4, 3), np.uint8)] * 10, [gate], {}, 1)
 
 
 def test_nothing_is_late_lost_or_old_where_there_is_time() -> None:
-    found = benchmark._watched(None, scene(0.0), BUDGET_MS, 20.0, 0.6)
+    found = benchmark._watched(Answerer(0.0), clip(), BUDGET_MS, 20.0, 0.6)
     assert (found["answers"], found["lost"], found["reordered"]) == (30, 0, 0)
     assert found["median_age_frames"] == 0
     assert found["levels"]["retrieved"] > 0.8
-    assert found["accuracy"] == pytest.approx(14 / 29, abs=0.1)
+    assert found["accuracy"] == pytest.approx(12 / 27, abs=0.1)
     assert len(found["latencies_ms"]) == 30
 
 
 def test_too_many_frames_are_held_by_the_watcher_and_queue_up_in_a_plain_loop() -> None:
-    slow = scene(0.05)
-    watched, plain = (run(None, slow, BUDGET_MS, 10.0, 1.5) for run in (benchmark._watched, benchmark._plain_loop))
+    slow, runs = Answerer(0.05), (benchmark._watched, benchmark._plain_loop)
+    watched, plain = (run(slow, clip(), BUDGET_MS, 10.0, 1.5) for run in runs)
     assert (watched["answers"], watched["lost"], watched["reordered"]) == (150, 0, 0)
     assert watched["levels"]["held"] > 0.5
     assert watched["max_queue"] < plain["max_queue"]

@@ -1,0 +1,1 @@
+"""How fast a bundle answers on this machine, how well, and whether that changed."""
