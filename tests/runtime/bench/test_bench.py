@@ -46,10 +46,11 @@ def silent(_what: str, _total: int | None) -> object:
 def test_loadgen_asks_in_every_scenario_and_judges(tmp_path: Path, scenario: loadgen.Scenario, streams: int) -> None:
     rules = Rules(seconds=0.3, streams=streams, workers=2, quick=True)
     played = play(scenario, SAMPLES, answered, rules, tmp_path, fastest_ms=1.0)
-    assert played.valid
+    enough = scenario != "multi-stream"  # too few queries to vouch for their 99th percentile
+    assert played.valid is enough
+    assert f"Result is : {'' if enough else 'IN'}VALID" in (tmp_path / "mlperf_log_summary.txt").read_text()
     assert {record.sample for record in played.records} == {sample.name for sample in SAMPLES}
     assert outcome.accuracy(played.records) == pytest.approx(0.5, abs=0.2)
-    assert "Result is : VALID" in (tmp_path / "mlperf_log_summary.txt").read_text()
     if scenario == "multi-stream":
         assert len(played.records) == streams * played.figures["query_count"]
 
