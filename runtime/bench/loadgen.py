@@ -32,8 +32,8 @@ RULES_S = 600
 """Seconds that a run lasts at least, by the rules of MLPerf Inference; so long are runs that may be quoted."""
 
 _QUERIES = {"single-stream": 1024, "multi-stream": 662, "offline": 1}
-"""Fewest queries: by the rules, and 662 are what LoadGen itself needs to vouch for a 99th percentile. Offline it is one,
-of ``_OFFLINE`` samples or more."""
+"""Fewest queries: by the rules, and 662 are what LoadGen itself needs to vouch for a 99th percentile. Offline it is
+one, of ``_OFFLINE`` samples or more."""
 
 _OFFLINE = 24_576
 _FEWEST = 64
