@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_ravlm.bundle import Bundle
+from edge_ravlm.console import complain
 from edge_ravlm.machine import libraries, machine
 
 
@@ -41,6 +42,16 @@ class Bystanders:
         return round(min(1.0, max(0.0, others / available)), 3)
 
 
+QUIET = 0.05
+"""Largest share of the processors that others may take in figures worth quoting."""
+
+
+def warn_of_company(share: float) -> None:
+    """Complain about figures that were taken beside other programs."""
+    if share > QUIET:
+        complain(f"other programs took {share:.0%} of the processors: do not quote these figures.")
+
+
 def _now() -> tuple[float, float, float]:
     """Seconds on a clock, seconds that all processors were busy or lent away, and this process's part of them."""
     user, nice, system, _, _, interrupts, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
@@ -52,6 +63,26 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     """The median and the 99th percentile."""
     p50, p99 = np.percentile(values, [50, 99])
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+
+
+_DRAWS = 2_000
+"""Of a bootstrap."""
+
+
+def paired_ratio(others: Sequence[float], ours: Sequence[float]) -> tuple[float, list[float]]:
+    """The others' median divided by ours, and its 95 % confidence interval.
+
+    Frames are drawn with replacement, each with what both took for it, so that a moment in which the machine was slow
+    for both is no difference between them.
+
+    Both are of the same frames in the same order.
+    """
+    pairs = np.array([others, ours], np.float64)
+    drawn = np.random.default_rng(0).integers(pairs.shape[1], size=(_DRAWS, pairs.shape[1]))
+    medians = np.median(pairs[:, drawn], axis=2)
+    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
+    theirs, own = np.median(pairs, axis=1)
+    return round(float(theirs / own), 3), [round(float(low), 3), round(float(high), 3)]
 
 
 def figure_rows(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -2,15 +2,12 @@
 
     python benchmarks/main_job.py --json            [--quick]
 
-- `retrieved_ms`: from a 1280x720 frame to its answer at level `retrieved`, on two threads. Beside it the same
-  pipeline (same preprocessing, same entries in memory, same vote) with the image encoder in full precision, in
-  PyTorch eager and in ONNX Runtime. One run, interleaved frame by frame, who goes first taking turns.
-  `ratio_vs_...` is the other's p50 divided by ours: above 1, ours is faster.
+- `retrieved_ms`: from a 1280x720 frame to its answer at level `retrieved`, on two threads; `peers/side_by_side.py`
+  has what others take for the same.
 - `start_to_first_answer_s`, `rss_mb`, `import_s`: medians over fresh processes with warm file caches; `rss_mb` is the
   most a process ever held, in millions of bytes.
 - `memory_100k`: a memory of 100,000 entries, see `memory_scale.py`.
-- `others_cpu_share`: what other programs took of the processors meanwhile. PyTorch's threads wait for each other
-  actively, so on busy cores it loses far more than the others do: then the ratios flatter us and must not be quoted.
+- `others_cpu_share`: what other programs took of the processors meanwhile.
 
 The pictures are synthetic, two scenes that differ from frame to frame, so no frame can be answered from the last one.
 Speed does not depend on what they show.
@@ -24,18 +21,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-import fp32_peers
 import memory_scale
 import msgspec
 import numpy as np
-from common import Bystanders, figure_rows, percentiles, setting, setting_line
+from common import Bystanders, figure_rows, percentiles, setting, setting_line, warn_of_company
 
 from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.console import complain, progress, say, say_json, table
@@ -57,9 +52,6 @@ REST_S = 0.01
 """Between answers, as with a camera; and worker threads that still spin for the one do not slow the next."""
 
 WARM_UP_ROUNDS = 5
-
-QUIET = 0.05
-"""Largest share of the processors that others may take in figures worth quoting."""
 
 AIMS = {
     "start_to_first_answer_s": "below 1",
@@ -84,7 +76,7 @@ class Size:
     """How much is measured.
 
     Attributes:
-        rounds: frames that each pipeline answers.
+        rounds: frames that are answered.
         starts: fresh processes, after one that warms the file cache.
         entries: in the large memory.
         queries: searches in it.
@@ -119,56 +111,41 @@ def teach(ravlm: Ravlm) -> None:
     ravlm.memory.add([ravlm.entry(picture, TEXTS[i % 2]) for i, picture in enumerate(shown)])
 
 
-def take_turns(pipelines: Mapping[str, Ravlm], rounds: int, advance: Advance) -> dict[str, list[Answer]]:
-    """Each pipeline's answer to every frame; in every round another one goes first."""
+def answers_to(ravlm: Ravlm, rounds: int, advance: Advance) -> list[Answer]:
+    """The answer to every frame, after a few that warm it up."""
     shown = pictures(16, seed=2)
-    names = list(pipelines)
-    answers: dict[str, list[Answer]] = {name: [] for name in names}
+    answers = []
     for n in range(-WARM_UP_ROUNDS, rounds):
-        for name in names[n % len(names) :] + names[: n % len(names)]:
-            time.sleep(REST_S)
-            answer = _retrieved(pipelines[name].ask(Frame(shown[n % len(shown)], index=n), QUESTION))
-            if n >= 0:
-                answers[name].append(answer)
+        time.sleep(REST_S)
+        answers.append(at_level(ravlm.ask(Frame(shown[n % len(shown)], index=n), QUESTION), Level.RETRIEVED))
         advance()
-    return answers
+    return answers[WARM_UP_ROUNDS:]
 
 
-def _retrieved(answer: Answer) -> Answer:
-    if answer.level is not Level.RETRIEVED:
+def at_level(answer: Answer, level: Level) -> Answer:
+    """The answer; raises EdgeRavlmError when it was reached in another way, which costs something else."""
+    if answer.level is not level:
         raise EdgeRavlmError(
-            "answer", expected="one at level retrieved", got=f"level {answer.level}", do="report this benchmark"
+            "answer", expected=f"one at level {level}", got=f"level {answer.level}", do="report this benchmark"
         )
     return answer
 
 
 def answering(bundle: Bundle, folder: Path, rounds: int) -> dict[str, Any]:
-    """Frame to answer, beside the peers; leaves the taught memory in ``folder``."""
-    shared: dict[str, Any] = {"flavor": FLAVOR, "budget_ms": BUDGET_MS, "threads": THREADS}
-    with ExitStack() as opened:
-        ours = opened.enter_context(Ravlm(bundle, open_memory(bundle, folder), **shared))
-        pipelines = {"retrieved": ours}
-        for name, embed in fp32_peers.peers(bundle, THREADS).items():
-            peer = fp32_peers.Peer(bundle, folder.with_name(name), embed=embed, **shared)
-            pipelines[name] = opened.enter_context(peer)
-        for pipeline in pipelines.values():
-            teach(pipeline)
+    """Frame to answer; leaves the taught memory in ``folder``."""
+    with Ravlm(bundle, open_memory(bundle, folder), flavor=FLAVOR, budget_ms=BUDGET_MS, threads=THREADS) as ravlm:
+        teach(ravlm)
         with progress("frames", WARM_UP_ROUNDS + rounds) as advance:
-            return compared(take_turns(pipelines, rounds, advance))
+            return spent(answers_to(ravlm, rounds, advance))
 
 
-def compared(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
-    """Percentiles of each pipeline and ratios of their medians; the first pipeline is ours."""
-    ours, *others = answers
-    spent = {name: percentiles([answer.latency.total_ms for answer in given]) for name, given in answers.items()}
-    alike = [len({answer.text for answer in frame}) == 1 for frame in zip(*answers.values(), strict=True)]
-    stages = {stage for answer in answers[ours] for stage in answer.latency.stages_ms}
+def spent(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Percentiles of the whole and medians of the stages."""
+    stages = {stage for answer in answers for stage in answer.latency.stages_ms}
     return {
-        **{f"{name}_ms": figures for name, figures in spent.items()},
-        **{f"ratio_vs_{name}": round(spent[name]["p50"] / spent[ours]["p50"], 3) for name in others},
-        "answered_alike": sum(alike) / len(alike),
+        "retrieved_ms": percentiles([answer.latency.total_ms for answer in answers]),
         "stages_p50_ms": {
-            stage: round(statistics.median(a.latency.stages_ms.get(stage, 0.0) for a in answers[ours]), 3)
+            stage: round(statistics.median(answer.latency.stages_ms.get(stage, 0.0) for answer in answers), 3)
             for stage in sorted(stages)
         },
     }
@@ -230,15 +207,12 @@ def main() -> int:
     except EdgeRavlmError as error:
         complain(str(error))
         return error.exit_code
-    if figures["others_cpu_share"] > QUIET:
-        complain(
-            f"other programs took {figures['others_cpu_share']:.0%} of the processors: do not quote these figures."
-        )
+    warn_of_company(figures["others_cpu_share"])
     if arguments.json:
         say_json({"quick": arguments.quick, **figures, **about})
     else:
         rows = [(name, value, AIMS.get(name, "")) for name, value in figure_rows(figures)]
-        table("Main job (ratios: the other's p50 / ours)", ("figure", "value", "aim"), rows)
+        table("Main job", ("figure", "value", "aim"), rows)
         say(setting_line(about))
     return 0
 

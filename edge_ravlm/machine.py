@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ def machine() -> dict[str, Any]:
 
 def libraries() -> dict[str, str | None]:
     """Versions of what does the work; None for what is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-def _version(name: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package; None for one that is not."""
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None

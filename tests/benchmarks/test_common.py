@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 import common
+import numpy as np
 import pytest
-from common import Bystanders, figure_rows, percentiles, setting, setting_line
+from common import Bystanders, figure_rows, paired_ratio, percentiles, setting, setting_line
 
 from edge_ravlm.bundle import STARTER, Bundle
 
@@ -14,6 +15,22 @@ from edge_ravlm.bundle import STARTER, Bundle
 def test_percentiles() -> None:
     assert percentiles(range(101)) == {"p50": 50.0, "p99": 99.0}
     assert percentiles([0.12345]) == {"p50": 0.123, "p99": 0.123}
+
+
+def test_a_ratio_above_one_means_that_ours_is_faster() -> None:
+    assert paired_ratio([30.0, 30.0, 90.0], [10.0, 10.0, 10.0]) == (3.0, [3.0, 9.0])
+    assert paired_ratio([5.0], [10.0]) == (0.5, [0.5, 0.5])
+
+
+def test_moments_slow_for_both_are_no_difference_between_them() -> None:
+    random = np.random.default_rng(1)
+    machine = random.uniform(10, 40, 50)
+    theirs, ours = 2 * machine + random.normal(0, 0.1, 50), machine + random.normal(0, 0.1, 50)
+    ratio, (low, high) = paired_ratio(theirs, ours)
+    assert low <= ratio <= high
+    assert high - low < 0.1
+    _, (low, high) = paired_ratio(random.permutation(theirs), ours)
+    assert high - low > 0.3
 
 
 def test_every_figure_has_a_row() -> None:
