@@ -15,6 +15,9 @@ from edge_ravlm.bundle import Bundle
 from edge_ravlm.console import complain
 from edge_ravlm.machine import libraries, machine
 
+QUIET = 0.05
+"""Largest share of the processors that others may take in figures worth quoting."""
+
 
 def setting(bundle: Bundle, flavor: str, threads: int) -> dict[str, Any]:
     """Where and with what the figures were taken; `quality` is what the gate measured with it."""

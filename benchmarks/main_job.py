@@ -29,21 +29,17 @@ from typing import Any
 import cv2
 import memory_scale
 import msgspec
-import numpy as np
 from common import Bystanders, figure_rows, percentiles, setting, setting_line, warn_of_company
+from synthetic import HEIGHT, QUESTION, WIDTH, pictures, teach
 
 from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import EdgeRavlmError
-from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer, Level
 from edge_ravlm.runtime.pipeline import Ravlm, open_memory
 
 FLAVOR, THREADS = "cpu-u8", 2
-WIDTH, HEIGHT = 1280, 720
-QUESTION = "is the gate open?"
-TEXTS = ("the gate is open", "the gate is closed")
-TAUGHT_EACH = 10
 
 BUDGET_MS = 10_000.0
 """Beyond any answer, so that none is held back for want of time."""
@@ -91,24 +87,6 @@ class Size:
 
 
 QUICK = Size(rounds=40, starts=3, entries=20_000, queries=300, opens=5)
-
-
-def pictures(count: int, seed: int) -> list[Pixels]:
-    """uint8 [720, 1280, 3] each: even ones show the first scene, odd ones the second, no two of them alike."""
-    scenes = np.random.default_rng(0).uniform(40, 215, (2, 9, 16, 3))
-    random = np.random.default_rng(seed)
-    coarse = [np.clip(scenes[i % 2] + random.normal(0, 20, (9, 16, 3)), 0, 255) for i in range(count)]
-    return [_enlarged(picture.astype(np.uint8)) for picture in coarse]
-
-
-def _enlarged(coarse: Pixels) -> Pixels:
-    return np.asarray(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def teach(ravlm: Ravlm) -> None:
-    """Both scenes, TAUGHT_EACH times."""
-    shown = pictures(2 * TAUGHT_EACH, seed=1)
-    ravlm.memory.add([ravlm.entry(picture, TEXTS[i % 2]) for i, picture in enumerate(shown)])
 
 
 def answers_to(ravlm: Ravlm, rounds: int, advance: Advance) -> list[Answer]:

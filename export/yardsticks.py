@@ -7,15 +7,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import UsageError
 from edge_ravlm.export.roofline import FRAME, SEARCH, Rates
 from edge_ravlm.frames import Frame
+from edge_ravlm.manifest import Model
+from edge_ravlm.runtime.backends import open_session
 from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder
 from edge_ravlm.runtime.memory.index import SCAN_ROWS
 from edge_ravlm.runtime.memory.ranking import cosines
@@ -29,6 +32,44 @@ _MIN_BUFFER, _MAX_BUFFER = 1_000_000, 256_000_000
 
 _QUESTION = "is the door of the garage at the end of the yard open or is it closed"
 """At least ``QUESTION_TOKENS`` long in any vocabulary."""
+
+
+class Product:
+    """A matrix product in ONNX Runtime: float32, or uint8 by int8 into int32, which is what `cpu-u8` models do.
+
+    Args:
+        kind: of the right matrix.
+        shape: rows of the left matrix, columns of the left one and rows of the right one, columns of the right one.
+        threads: CPU threads.
+
+    Attributes:
+        left, right: the matrices. Bytes on the right take seven bits, as in a bundle's weights: pairs of full ones
+            saturate on processors without VNNI.
+        operations: of the product; a multiply-add is two.
+    """
+
+    def __init__(self, kind: type[np.float32 | np.int8], shape: tuple[int, int, int], threads: int) -> None:
+        rows, inner, columns = shape
+        random = np.random.default_rng(0)
+        self.operations = 2 * rows * inner * columns
+        self.left: NDArray[Any] = random.integers(0, 256, (rows, inner), np.uint8)
+        self.right: NDArray[Any] = random.integers(-64, 64, (inner, columns), np.int8)
+        if kind is np.float32:
+            self.left, self.right = self.left.astype(kind), self.right.astype(kind)
+        operator, made = ("MatMul", TensorProto.FLOAT) if kind is np.float32 else ("MatMulInteger", TensorProto.INT32)
+        graph = helper.make_graph(
+            [helper.make_node(operator, ["left", "right"], ["product"])],
+            "product",
+            [helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(self.left.dtype), (rows, inner))],
+            [helper.make_tensor_value_info("product", made, (rows, columns))],
+            [numpy_helper.from_array(self.right, "right")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)  # any runtime's
+        self._session = open_session(model.SerializeToString(), Model(file="product"), threads)
+
+    def run(self) -> NDArray[Any]:
+        """The product, float32 or int32 [rows, columns]."""
+        return self._session.run({"left": self.left}, ("product",))[0]
 
 
 def check_machine(target: Target) -> None:
@@ -54,8 +95,8 @@ def measure_rates(touched_bytes: int) -> Rates:
     Args:
         touched_bytes: what one answer reads. A buffer of that size is timed, so that caches help it as much.
     """
-    fp32 = 2 * _SIDE**3 / _best_seconds(_product(np.float32))
-    int8 = 2 * _SIDE**3 / _best_seconds(_product(np.int8))
+    fp32 = 2 * _SIDE**3 / _best_seconds(Product(np.float32, (_SIDE,) * 3, threads=1).run)
+    int8 = 2 * _SIDE**3 / _best_seconds(Product(np.int8, (_SIDE,) * 3, threads=1).run)
     # Nothing here runs in FP16; where a processor has it, it is at best twice as fast.
     return Rates(int8, 2 * fp32, fp32, _bandwidth(touched_bytes))
 
@@ -78,25 +119,6 @@ def measure_stages(bundle: Bundle, flavor: str, entries: int) -> dict[str, float
     image.close()
     text.close()
     return spent
-
-
-def _product(kind: type[np.float32 | np.int8]) -> Callable[[], object]:
-    """A matrix product in ONNX Runtime: float32, or uint8 by int8, which is what `cpu-u8` models do."""
-    right = np.ones((_SIDE, _SIDE), kind)
-    left = right if kind is np.float32 else right.astype(np.uint8)
-    operator, made = ("MatMul", TensorProto.FLOAT) if kind is np.float32 else ("MatMulInteger", TensorProto.INT32)
-    graph = helper.make_graph(
-        [helper.make_node(operator, ["left", "right"], ["product"])],
-        "product",
-        [helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(left.dtype), left.shape)],
-        [helper.make_tensor_value_info("product", made, left.shape)],
-        [numpy_helper.from_array(right, "right")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)  # any runtime's
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"left": left})
 
 
 def _bandwidth(touched_bytes: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from main_job import BUDGET_MS, FLAVOR, HEIGHT, WIDTH, at_level
+from main_job import BUDGET_MS, FLAVOR, at_level
+from synthetic import HEIGHT, WIDTH
 
 import edge_ravlm
 from edge_ravlm.bundle import STARTER

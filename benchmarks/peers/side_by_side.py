@@ -45,7 +45,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common import Bystanders, paired_ratio, percentiles, setting, setting_line, warn_of_company
-from main_job import FLAVOR, QUESTION, REST_S, TAUGHT_EACH, TEXTS, THREADS, pictures
+from main_job import FLAVOR, REST_S, THREADS
+from synthetic import QUESTION, TAUGHT_EACH, TEXTS, pictures
 
 from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.console import complain, progress, say, say_json, table

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from edge_ravlm.export.onnx_graph import TINY, pooling, unit_rows
+from edge_ravlm.export.onnx_graph import TINY, append, append_unit_rows, pool
 from edge_ravlm.export.students.image import pooled
 from edge_ravlm.manifest import Space, space_id
 
@@ -62,24 +63,26 @@ def with_meaning(model: onnx.ModelProto, head: Meaning, *, int8: bool) -> onnx.M
     """
     model = copy.deepcopy(model)
     graph = model.graph
-    nodes, constants = pooling(OUTPUT, head.query.numpy())
-    nodes += [
-        helper.make_node("Gemm", ["meaning_features", "meaning.widen", "meaning.widen_bias"], ["meaning_wide"]),
-        helper.make_node("Relu", ["meaning_wide"], ["meaning_hidden"]),
-        helper.make_node("Gemm", ["meaning_hidden", "meaning.project", "meaning.project_bias"], ["meaning_point"]),
-        *unit_rows(OUTPUT, "meaning_point", OUTPUT),
-    ]
+    _, features = pool(graph, head.query.numpy())
+    nodes, constants = list[onnx.NodeProto](), dict[str, NDArray[Any]]()
     for name, layer in (("widen", head.widen), ("project", head.project)):
         constants[f"meaning.{name}_bias"] = layer.bias.detach().numpy()
         matrix = layer.weight.detach().numpy().T
         if int8:
-            constants[f"meaning.{name}_bytes"], constants[f"meaning.{name}_scale"] = _bytes(matrix)
-            stored = [f"meaning.{name}_bytes", f"meaning.{name}_scale"]
-            nodes.insert(0, helper.make_node("DequantizeLinear", stored, [f"meaning.{name}"], axis=1))
+            # Multiplied out once when the model is opened; a DequantizeLinear would be run with every picture.
+            stored, plain = [f"meaning.{name}_bytes", f"meaning.{name}_scale"], f"meaning.{name}_floats"
+            constants |= dict(zip(stored, _bytes(matrix), strict=True))
+            nodes.append(helper.make_node("Cast", stored[:1], [plain], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Mul", [plain, stored[1]], [f"meaning.{name}"]))
         else:
             constants[f"meaning.{name}"] = matrix
-    graph.node.extend(nodes)
-    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in constants.items())
+    nodes += [
+        helper.make_node("Gemm", [features, "meaning.widen", "meaning.widen_bias"], ["meaning.wide"]),
+        helper.make_node("Relu", ["meaning.wide"], ["meaning.hidden"]),
+        helper.make_node("Gemm", ["meaning.hidden", "meaning.project", "meaning.project_bias"], ["meaning.point"]),
+    ]
+    append(graph, nodes, constants)
+    append_unit_rows(graph, "meaning.point", OUTPUT)
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", head.project.out_features]))
     onnx.checker.check_model(model)
     return model

@@ -2,8 +2,8 @@
 
 NVIDIA ModelOpt chooses the activation ranges, places the nodes as TensorRT fuses them and narrows the rest to FP16; the
 weights are rounded here (``weights.py``), which takes the mean cosine of EfficientNet-Lite0 from 0.991 to 0.997. The
-graph is strongly typed and loads from TensorRT 10.3 on: opset 19, IR 10, no int32 biases, and nothing but ``Cast`` and
-``Shape`` reads the bytes of the input. Pooling and normalisation stay in FP32, so both outputs are float32; the
+graph is strongly typed and loads from TensorRT 10.3 on: opset 19, IR 10, no int32 biases, and nothing but ``Cast``
+reads the bytes of the input. Pooling and normalisation stay in FP32, so both outputs are float32; the
 projection between them cannot, since TensorRT-RTX has no matrix product in FP32 for Turing.
 
 ONNX Runtime runs such a graph rightly only with its optimizations off (``graph_optimization = "disable"``): the others

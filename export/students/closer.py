@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.data.composites import located
 from edge_ravlm.export.data.scenes import Material
-from edge_ravlm.export.onnx_graph import free_sides, pooling
+from edge_ravlm.export.onnx_graph import append, free_sides, pool
 from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Closer
 from edge_ravlm.runtime.closer import ATTENTION, EXTENT
@@ -124,14 +124,13 @@ def with_closer(model: onnx.ModelProto, fitted: Fitted) -> onnx.ModelProto:
     model = copy.deepcopy(model)
     free_sides(model)
     graph = model.graph
-    nodes, constants = pooling("closer", fitted.query)
-    nodes += [
-        helper.make_node("Flatten", ["closer_weights"], [ATTENTION]),
-        helper.make_node("Gemm", ["closer_features", "closer.extent", "closer.bias"], [EXTENT]),
+    weights, features = pool(graph, fitted.query)
+    nodes = [
+        helper.make_node("Flatten", [weights], [ATTENTION]),
+        helper.make_node("Gemm", [features, "closer.extent", "closer.bias"], [EXTENT]),
     ]
-    constants |= {"closer.extent": fitted.weights[:, None], "closer.bias": np.array([fitted.bias], np.float32)}
-    graph.node.extend(nodes)
-    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in constants.items())
+    constants = {"closer.extent": fitted.weights[:, None], "closer.bias": np.array([fitted.bias], np.float32)}
+    append(graph, nodes, constants)
     graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in _OUTPUTS.items()
     )

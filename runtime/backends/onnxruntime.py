@@ -30,15 +30,8 @@ class OnnxRuntimeSession:
     @classmethod
     def open(cls, model: bytes, spec: Model, threads: int, _bundle: Bundle | None = None) -> OnnxRuntimeSession:
         """See ``Session.open``; raises BundleError when this ONNX Runtime cannot load the model."""
-        options = ort.SessionOptions()
-        options.graph_optimization_level = _LEVELS[spec.graph_optimization]
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # warnings about its own graph rewrites are no news to a user
-        # Between frames the threads sleep: spinning ones would take the cores from capture and search.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            return cls(ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]))
+            return cls(ort.InferenceSession(model, session_options(spec, threads), providers=["CPUExecutionProvider"]))
         except Exception as error:
             raise BundleError(
                 f"model '{spec.file}'",
@@ -57,3 +50,20 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """See ``Session.close``."""
         self._session = None
+
+
+def session_options(spec: Model, threads: int) -> ort.SessionOptions:
+    """How the product runs a model.
+
+    Args:
+        spec: how the model has to be run, from the manifest.
+        threads: CPU threads for one run; 0 leaves the choice to ONNX Runtime.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = _LEVELS[spec.graph_optimization]
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # warnings about its own graph rewrites are no news to a user
+    # Between frames the threads sleep: spinning ones would take the cores from capture and search.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

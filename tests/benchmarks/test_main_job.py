@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import main_job
 import pytest
-from main_job import QUESTION, TEXTS, Size, answers_to, pictures, spent
+from main_job import Size, answers_to, spent
+from synthetic import QUESTION, TEXTS, pictures, teach
 
 import edge_ravlm
 from edge_ravlm.bundle import STARTER, Bundle
@@ -86,7 +87,7 @@ def test_pictures_change_so_that_every_one_has_to_be_looked_at() -> None:
 
 def test_the_product_tells_the_two_scenes_apart() -> None:
     with edge_ravlm.load(STARTER, budget_ms=10_000, threads=1) as ravlm:
-        main_job.teach(ravlm)
+        teach(ravlm)
         for n, picture in enumerate(pictures(6, seed=7)):
             assert ravlm.ask(picture, QUESTION).text == TEXTS[n % 2]
 

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from efficientnet_lite_pytorch import EfficientNet
-from main_job import QUESTION, TEXTS, pictures
 from peers import ours, student, student_torch
 from peers.protocol import Job, Peer
+from synthetic import QUESTION, TEXTS, pictures
 
 from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.errors import EdgeRavlmError

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from main_job import QUESTION, TEXTS, pictures
 from peers import environments, side_by_side
 from peers.catalogue import OURS, PEERS, PeerSpec
 from peers.environments import interpreter, pins, requirements
@@ -21,6 +20,7 @@ from peers.inputs import IMAGENET, centre_crop, filled, word_ids
 from peers.processes import PeerProcess
 from peers.protocol import Answered, Job
 from peers.side_by_side import SHOWN, Size, compared, take_turns
+from synthetic import QUESTION, TEXTS, pictures
 
 from edge_ravlm.errors import EdgeRavlmError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from edge_ravlm.export.align.fit import Observed, clean, contrast, fit, view
 from edge_ravlm.export.align.head import Meaning, with_meaning
 from edge_ravlm.export.align.settings import AlignSettings
 from edge_ravlm.export.quantize.cpu_u8 import quantize
-from edge_ravlm.manifest import Space
+from edge_ravlm.export.students.closer import Fitted, with_closer
+from edge_ravlm.export.students.image import ImageStudent
+from edge_ravlm.manifest import Closer, Space
 
 pytestmark = pytest.mark.export
 
@@ -69,6 +72,31 @@ def test_weights_as_bytes_keep_the_direction(small_graph: onnx.ModelProto, small
     full, small = (outputs(model, pictures, "meaning")[0] for model in models)
     assert (full * small).sum(1).min() > 0.999
     assert models[1].ByteSize() < models[0].ByteSize()
+
+
+def test_heads_of_the_students_query_share_its_pooling(
+    small_graph: onnx.ModelProto, small_student: ImageStudent
+) -> None:
+    query, poolings = small_student.query.detach(), list[int]()
+    fitted = Fitted(Closer(side=16, margin=1.5), query.numpy(), np.ones(24, np.float32), 0.0)
+    for own in (True, False):
+        head = a_head()
+        if own:
+            head.query.copy_(query)
+        model = with_closer(with_meaning(small_graph, head, int8=True), fitted)
+        poolings.append(sum(node.op_type == "Softmax" for node in model.graph.node))
+    assert poolings == [1, 2]
+
+
+def test_bytes_are_unpacked_when_the_model_is_opened(small_graph: onnx.ModelProto, tmp_path: Path) -> None:
+    counts = []
+    for int8 in (True, False):
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / f"{int8}.onnx")
+        model = with_meaning(small_graph, a_head(), int8=int8).SerializeToString()
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        counts.append(Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node))
+    assert counts[0] == counts[1], "no picture waits for the weights"
 
 
 def test_its_space_depends_on_both_spaces_and_its_weights() -> None:
