@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import main_job
 import pytest
+import synthetic
 from main_job import Size, answers_to, spent
 from synthetic import QUESTION, TEXTS, pictures, teach
 
@@ -41,7 +42,7 @@ def test_every_figure_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     tiny = Size(rounds=2, starts=1, entries=200, queries=10, opens=1)
     monkeypatch.setattr(main_job, "QUICK", tiny)
     monkeypatch.setattr(main_job, "WARM_UP_ROUNDS", 1)
-    monkeypatch.setattr(main_job, "TAUGHT_EACH", 1)
+    monkeypatch.setattr(synthetic, "TAUGHT_EACH", 1)
     monkeypatch.setattr(sys, "argv", ["main_job.py", "--quick", "--json"])
     assert main_job.main() == 0
     (line,) = capsys.readouterr().out.splitlines()
