@@ -145,7 +145,7 @@ AIMS = (
         "memory_1m.anon_fraction", ("memory", "memory_1m", "anon_fraction"), 0.1, 0.1, False,
         "… memory that no file backs, as a share of the files",
     ),
-    Aim("start_to_first_answer_s", ("main_job", "start_to_first_answer_s"), 0.8, 0.8, False, "process start to answer, s"),
+    Aim("start_to_first_answer_s", ("main_job", "start_to_first_answer_s"), 0.8, 0.8, False, "start to answer, s"),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from edge_ravlm.frames import Frame, Region
 from edge_ravlm.preprocess import Preprocess
 
 SQUARE = Preprocess(height=224, width=224)
+OLDER = Preprocess(height=224, width=224, resize="area-linear-1")
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -30,16 +31,23 @@ def test_a_picture_of_the_right_size_is_not_changed() -> None:
     np.testing.assert_array_equal(SQUARE(Frame(pixels))[0], pixels)
 
 
-def test_whole_factors_are_block_means() -> None:
-    """4 x 6 blocks of known values, averaged by hand."""
-    small = Preprocess(height=16, width=16)
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (4, 2), (1, 4), (4, 8)])
+def test_halving_again_and_again_is_a_mean_of_blocks(rows: int, columns: int) -> None:
+    """Blocks of known values, averaged by hand; each halving rounds by half a level at most."""
+    pixels = noise(16 * rows, 16 * columns)
+    means = pixels.reshape(16, rows, 16, columns, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(Preprocess(height=16, width=16)(Frame(pixels))[0], means, atol=2.01)
+
+
+def test_bundles_made_before_average_blocks_of_whole_pixels() -> None:
+    small = Preprocess(height=16, width=16, resize="area-linear-1")
     pixels = noise(16 * 4, 16 * 6)
     means = pixels.reshape(16, 4, 16, 6, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(small(Frame(pixels))[0], means, atol=0.51)
 
 
-def test_what_is_left_over_is_cut_evenly() -> None:
-    small = Preprocess(height=16, width=16)
+def test_there_what_is_left_over_is_cut_evenly() -> None:
+    small = Preprocess(height=16, width=16, resize="area-linear-1")
     pixels = np.zeros((16 * 3 + 2, 16 * 3 + 2, 3), np.uint8)
     pixels[1:-1, 1:-1] = 200
     assert (small(Frame(pixels)) == 200).all()
@@ -62,10 +70,11 @@ def test_a_small_picture_is_interpolated() -> None:
     assert np.diff(row).max() <= 3
 
 
+@pytest.mark.parametrize("preprocess", [SQUARE, OLDER], ids=lambda shape: str(shape.resize))
 @pytest.mark.parametrize("size", [(448, 448), (480, 640), (720, 1280), (1080, 1920), (2160, 3840), (447, 900)])
-def test_a_fine_checkerboard_becomes_grey(size: tuple[int, int]) -> None:
+def test_a_fine_checkerboard_becomes_grey(size: tuple[int, int], preprocess: Preprocess) -> None:
     board = checkerboard(*size)
-    grey = SQUARE(Frame(board)).astype(int)
+    grey = preprocess(Frame(board)).astype(int)
     assert abs(grey.mean() - 127.5) < 10
     spread = np.abs(grey - 127).max()
     # An odd block holds one square more of one colour; below twice the size linear interpolation does the averaging.
