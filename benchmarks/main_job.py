@@ -8,7 +8,7 @@
   `ratio_vs_...` is the other's p50 divided by ours: above 1, ours is faster.
 - `start_to_first_answer_s`, `rss_mb`, `import_s`: medians over fresh processes with warm file caches; `rss_mb` is the
   most a process ever held, in millions of bytes.
-- `memory_100k`: a memory of 100,000 entries, see `memory_scale.py`.
+- `memory_100k`: a memory of 100,000 entries, see `memory/scale.py`.
 - `others_cpu_share`: what other programs took of the processors meanwhile. PyTorch's threads wait for each other
   actively, so on busy cores it loses far more than the others do: then the ratios flatter us and must not be quoted.
 
@@ -32,10 +32,10 @@ from typing import Any
 
 import cv2
 import fp32_peers
-import memory_scale
 import msgspec
 import numpy as np
 from common import Bystanders, figure_rows, percentiles, setting, setting_line
+from memory import scale
 
 from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.console import complain, progress, say, say_json, table
@@ -213,7 +213,7 @@ def measure(size: Size) -> tuple[dict[str, Any], dict[str, Any]]:
         cv2.imwrite(str(image), pictures(1, seed=3)[0])
         figures |= starting(folder / "taught.memory", image, size.starts)
         with progress("large memory") as advance:
-            figures["memory_100k"] = memory_scale.measure(
+            figures["memory_100k"] = scale.measure(
                 size.entries, size.queries, size.opens, folder / "large.memory", advance
             )
     return {**figures, "others_cpu_share": others.share()}, about

@@ -60,11 +60,9 @@ def found_in(sorted_ids: Ids, ids: Ids) -> tuple[Ids, NDArray[np.bool_]]:
     count = len(sorted_ids)
     if not count:
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
-    first = sorted_ids[0]
-    if sorted_ids[-1] - first == count - 1:  # no gaps, as where nothing was ever removed: nothing to look for
-        places = np.clip(ids - first, 0, count)
-    else:
-        places = np.searchsorted(sorted_ids, ids)
+    # Without gaps, as where nothing was ever removed, there is nothing to look for.
+    gapless = sorted_ids[-1] - sorted_ids[0] == count - 1
+    places = np.clip(ids - sorted_ids[0], 0, count) if gapless else np.searchsorted(sorted_ids, ids)
     present = sorted_ids[np.minimum(places, count - 1)] == ids
     return places, np.asarray(present, np.bool_)
 
