@@ -31,11 +31,11 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 import cv2
-import memory_scale
 import msgspec
 import numpy as np
 from common import QUIET, Bystanders, setting, setting_line
 from fits import Fit, fitted
+from memory import data, scale
 from synthetic import QUESTION, pictures, teach
 
 from edge_ravlm.bundle import STARTER, Bundle
@@ -198,9 +198,9 @@ def built(folder: Path, entries: int) -> Path:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            images, _ = memory_scale.clustered(entries, 0, seed=1)
+            images, _ = data.clustered(entries, 0, seed=1)
             with progress(f"{entries:,} entries") as advance:
-                memory_scale.build(Path(scratch) / "memory", images, images, advance)
+                scale.build(Path(scratch) / "memory", images, images, advance)
             (Path(scratch) / "memory").rename(folder)  # whole or not at all
     return folder
 
@@ -210,13 +210,13 @@ def searching(entries: int, folder: Path, repeats: int) -> Point:
     opened, spent = list[float](), list[float]()
     for _ in range(_OPENS):
         start = time.perf_counter()
-        with Memory.open(folder, memory_scale.SPACES, read_only=True):
+        with Memory.open(folder, scale.SPACES, read_only=True):
             opened.append(time.perf_counter() - start)
-    with Memory.open(folder, memory_scale.SPACES, read_only=True) as memory:
+    with Memory.open(folder, scale.SPACES, read_only=True) as memory:
         step = max(1, entries // repeats)
         for query in memory.vectors("image", range(1, 1 + entries, step)):
             start = time.perf_counter()
-            memory.search("image", query, memory_scale.K)
+            memory.search("image", query, data.K)
             spent.append(time.perf_counter() - start)
         return {"x": entries, "search_ms": _median_ms(spent), "open_ms": _median_ms(opened), **_resident()}
 

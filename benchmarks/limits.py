@@ -32,12 +32,12 @@ from typing import Any
 
 import cv2
 import encoder_layers
-import memory_scale
 import numpy as np
 import onnx
 import onnxruntime as ort
 from common import QUIET, Bystanders, figure_rows, setting, setting_line
 from machine_floors import KINDS, bandwidth_gb_s, fastest_product, page_faults, rate, seconds
+from memory import data, scale
 from numpy.typing import NDArray
 from synthetic import QUESTION, TAUGHT_EACH, TEXTS, pictures, teach
 
@@ -274,7 +274,7 @@ def _workloads(
         "compare": _moving("compare", 2 * math.prod((shape.height, shape.width, 3))),
         "encode": encoder.work,
         "second_look": workload("second_look", image, {"h": closer.side, "w": closer.side}),
-        "search": searching(entries, (memory_scale.DIM,)),
+        "search": searching(entries, (data.DIM,)),
         "vote": _moving("vote", len(TEXTS) * TAUGHT_EACH * dim * 4),
         "prefill": workload("prefill", _sized(bundle.read(fusion.prefill.file), steps[0])),
         "decode": Workload(
@@ -322,12 +322,10 @@ def _answering(bundle: Bundle, frames: int, folder: Path) -> dict[str, float]:
 
 def _searching(entries: int, queries: int, folder: Path) -> float:
     """Median ms of a search among so many entries."""
-    images, asked = memory_scale.clustered(entries, queries, seed=1)
-    memory_scale.build(folder, images, images, lambda **_: None)
-    with Memory.open(folder, memory_scale.SPACES, read_only=True) as memory:
-        return (
-            statistics.median(seconds(partial(memory.search, "image", query, memory_scale.K)) for query in asked) * 1e3
-        )
+    images, asked = data.clustered(entries, queries, seed=1)
+    scale.build(folder, images, images, lambda **_: None)
+    with Memory.open(folder, scale.SPACES, read_only=True) as memory:
+        return statistics.median(seconds(partial(memory.search, "image", query, data.K)) for query in asked) * 1e3
 
 
 def _writing(bundle: Bundle, encoder: Encoder, times: int) -> tuple[dict[str, float], list[dict[str, int]]]:

@@ -6,7 +6,6 @@
   has what others take for the same.
 - `start_to_first_answer_s`, `rss_mb`, `import_s`: medians over fresh processes with warm file caches; `rss_mb` is the
   most a process ever held, in millions of bytes.
-- `memory_100k`: a memory of 100,000 entries, see `memory_scale.py`.
 - `others_cpu_share`: what other programs took of the processors meanwhile.
 
 The pictures are synthetic, two scenes that differ from frame to frame, so no frame can be answered from the last one.
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import memory_scale
 import msgspec
 from common import Bystanders, figure_rows, percentiles, setting, setting_line, warn_of_company
 from synthetic import HEIGHT, QUESTION, WIDTH, pictures, teach
@@ -52,8 +50,6 @@ WARM_UP_ROUNDS = 5
 AIMS = {
     "start_to_first_answer_s": "below 1",
     "rss_mb": "below 300",
-    "memory_100k.open_ms": "below 50",
-    "memory_100k.recall10": "0.99 or more",
     "others_cpu_share": "below 0.05",
 }
 
@@ -74,19 +70,13 @@ class Size:
     Attributes:
         rounds: frames that are answered.
         starts: fresh processes, after one that warms the file cache.
-        entries: in the large memory.
-        queries: searches in it.
-        opens: how often it is opened.
     """
 
     rounds: int = 300
     starts: int = 7
-    entries: int = 100_000
-    queries: int = 1_000
-    opens: int = 9
 
 
-QUICK = Size(rounds=40, starts=3, entries=20_000, queries=300, opens=5)
+QUICK = Size(rounds=40, starts=3)
 
 
 def answers_to(ravlm: Ravlm, rounds: int, advance: Advance) -> list[Answer]:
@@ -167,10 +157,6 @@ def measure(size: Size) -> tuple[dict[str, Any], dict[str, Any]]:
         image = folder / "frame.png"
         cv2.imwrite(str(image), pictures(1, seed=3)[0])
         figures |= starting(folder / "taught.memory", image, size.starts)
-        with progress("large memory") as advance:
-            figures["memory_100k"] = memory_scale.measure(
-                size.entries, size.queries, size.opens, folder / "large.memory", advance
-            )
     return {**figures, "others_cpu_share": others.share()}, about
 
 

@@ -45,6 +45,8 @@ class FieldView:
     def search(self, query: Vector, k: int, matches: Ids | None) -> tuple[Ids, NDArray[np.float32]]:
         """Ids and cosines of the k best among `matches` (ascending; None means all), ties by id."""
         base = self.base.search(query, k, self.dead, matches) if self.base else _NOTHING
+        if not len(self.tail_ids):
+            return best(*base, k)
         tail = self._search_tail(query, matches)
         return best(np.concatenate([base[0], tail[0]]), np.concatenate([base[1], tail[1]]), k)
 

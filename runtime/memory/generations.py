@@ -115,7 +115,11 @@ def _fault(path: Path, file: SealedFile) -> str:
 def _base(contents: Mapping[str, memoryview], name: str, space: Space) -> Base:
     try:
         return Base.from_files(
-            contents[f"{name}.ids"], contents[f"{name}.f16"], contents.get(f"{name}.usearch"), space.dim
+            contents[f"{name}.ids"],
+            contents[f"{name}.f16"],
+            contents.get(f"{name}.usearch"),
+            contents.get(f"{name}.expansion"),
+            space.dim,
         )
     except (KeyError, ValueError) as error:
         raise GenerationDamaged(f"{name}: {error}") from None

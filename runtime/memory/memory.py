@@ -172,7 +172,7 @@ class Memory:
         view, matches = self._live.matching(where)
         space, rows = view.field(field)
         ids, scores = rows.search(unit(field, query, space), operator.index(k), matches)
-        clipped = np.clip(scores, -1.0, 1.0).tolist()
+        clipped = scores.clip(-1.0, 1.0).tolist()
         return [Hit(id_, score) for id_, score in zip(ids.tolist(), clipped, strict=True)]
 
     def stats(self) -> Stats:

@@ -39,7 +39,7 @@ class Recorder:
 
 
 def test_every_figure_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = Size(rounds=2, starts=1, entries=200, queries=10, opens=1)
+    tiny = Size(rounds=2, starts=1)
     monkeypatch.setattr(main_job, "QUICK", tiny)
     monkeypatch.setattr(main_job, "WARM_UP_ROUNDS", 1)
     monkeypatch.setattr(synthetic, "TAUGHT_EACH", 1)
@@ -53,8 +53,6 @@ def test_every_figure_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert figures["import_s"] > 0
     assert figures["start_to_first_answer_s"] > 0
     assert 30 < figures["rss_mb"] < 300
-    assert figures["memory_100k"]["entries"] == 200
-    assert {"open_ms", "p99_ms", "recall10"} <= set(figures["memory_100k"])
     assert 0 <= figures["others_cpu_share"] <= 1
     assert {"machine", "libraries", "threads", "precision", "bundle_sha256", "quality"} <= set(figures)
 

@@ -80,9 +80,8 @@ _DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize(
     ("file", "damage"),
     [("image.usearch", damage) for damage in _DAMAGE]
-    + [
-        (file, how) for file in ("image.ids", "image.f16") for how in ("middle byte", "truncated", "deleted", "swapped")
-    ],
+    + [(file, how) for file in ("image.ids", "image.f16") for how in ("middle byte", "truncated", "deleted", "swapped")]
+    + [("image.expansion", how) for how in ("middle byte", "truncated", "deleted")],
 )
 def test_damaged_generations_are_never_served(
     made: Path,
@@ -138,7 +137,7 @@ def test_files_are_hashed_once_and_again_after_any_change(
     assert files_hashed(made) == 1
     shutil.copytree(made, tmp_path / "copy")
     time.sleep(0.05)  # a file this fresh gets no stamp
-    assert files_hashed(tmp_path / "copy") == 6
+    assert files_hashed(tmp_path / "copy") == 8
     assert files_hashed(tmp_path / "copy") == 0
 
 
