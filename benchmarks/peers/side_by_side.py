@@ -10,7 +10,8 @@ it finds the processor's caches as it would if it ran alone.
 Ours is measured in three ways: `retrieved` (whole frame, with the closer look), `retrieved_region` (a region given: one
 look, as with a camera whose region of interest is known) and `generated`. A peer's `ratio_p50` is its median divided by
 that of the one named in `against`, and `ratio_p50_ci95` the bootstrap confidence interval over paired frames; above 1,
-ours is faster. `ratio_region_p50` is the same against `retrieved_region`. Ratios at the top are against `retrieved`.
+ours is faster. `ratio_region_p50` is the same against `retrieved_region`, for peers that retrieve. Ratios at the top
+are against `retrieved`.
 
 - `ratio_undisputed_p50` leaves out a stage that a sceptic would not count. `textbook` embeds the question with every
   frame, as its recipe is written, while the others, ours among them, do so when it changes: without `question`.
@@ -169,7 +170,8 @@ def compared(
         if spec.name not in ours:
             figures["against"] = spec.against
             figures["ratio_p50"], figures["ratio_p50_ci95"] = paired_ratio(spent[spec.name], spent[spec.against])
-            figures["ratio_region_p50"], _ = paired_ratio(spent[spec.name], spent["retrieved_region"])
+            if spec.against == "retrieved":
+                figures["ratio_region_p50"], _ = paired_ratio(spent[spec.name], spent["retrieved_region"])
             undisputed = [answer.ms - answer.stages_ms.get(spec.disputed, 0.0) for answer in answers[spec.name]]
             figures["ratio_undisputed_p50"], _ = paired_ratio(undisputed, spent[spec.against])
         everyone[spec.name] = figures
@@ -232,8 +234,8 @@ def main() -> int:
     if arguments.json:
         say_json({"quick": arguments.quick, **figures})
     else:
-        columns = ("", "p50 / p99 ms", "ratio", "95 %", "undisputed", "region", "against")
-        table("Same frames, same question (ratios: the other's p50 / ours)", columns, _rows(figures))
+        columns = ("", "p50 / p99 ms", "ratio", "95 %", "undisputed", "region")
+        table("Same frames, same question (ratios: to retrieved, or to the one named)", columns, _rows(figures))
         random = [name for name, found in figures["peers"].items() if found["weights"] == RANDOM]
         say(f"Random weights, for their speed alone: {', '.join(random) or 'none'}.")
         say(setting_line(figures))
@@ -243,13 +245,14 @@ def main() -> int:
 def _rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, found in {**figures["ours"], **figures["peers"]}.items():
-        ratios: tuple[str, ...] = ("",) * 5
+        ratios: tuple[str, ...] = ("",) * 4
         if name in figures["peers"]:
             low, high = found["ratio_p50_ci95"]
-            undisputed, region = found["ratio_undisputed_p50"], found["ratio_region_p50"]
-            interval = f"{low:.2f}–{high:.2f}"
-            ratios = (f"{found['ratio_p50']:.2f}", interval, f"{undisputed:.2f}", f"{region:.2f}", found["against"])
-        rows.append((name, f"{found['p50_ms']:.1f} / {found['p99_ms']:.1f}", *ratios))
+            region = f"{found['ratio_region_p50']:.2f}" if "ratio_region_p50" in found else ""
+            undisputed, interval = f"{found['ratio_undisputed_p50']:.2f}", f"{low:.2f}–{high:.2f}"
+            ratios = (f"{found['ratio_p50']:.2f}", interval, undisputed, region)
+        label = f"{name} : {found['against']}" if found.get("against", "retrieved") != "retrieved" else name
+        rows.append((label, f"{found['p50_ms']:.1f} / {found['p99_ms']:.1f}", *ratios))
     return rows
 
 

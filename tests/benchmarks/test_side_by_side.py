@@ -135,11 +135,11 @@ def test_ratios_are_to_the_one_that_is_named() -> None:
     assert "ratio_vs_clip_ort_p50" not in found
     assert set(found["ours"]) == {"retrieved", "retrieved_region", "generated"}
     assert found["ours"]["retrieved"]["stages_p50_ms"] == {"vote": 1.0}
-    wanted = {"textbook": (10, 20, 6), "smallcap": (20, 80, 5), "openvino_int8": (0.8, 1.6, 0.8)}
+    wanted = {"textbook": (10, 20, 6), "smallcap": (20, None, 5), "openvino_int8": (0.8, 1.6, 0.8)}
     for name, ratios in wanted.items():
         figures = found["peers"][name]
         names = ("ratio_p50", "ratio_region_p50", "ratio_undisputed_p50")
-        assert tuple(figures[name] for name in names) == ratios
+        assert tuple(figures.get(name) for name in names) == ratios
     assert found["peers"]["smallcap"]["against"] == "generated"
     assert found["peers"]["smallcap"]["weights"] == "random (speed only)"
     assert found["peers"]["openvino_int8"]["says"] == "b"
