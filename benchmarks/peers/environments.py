@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from edge_ravlm.console import complain
 from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.machine import version
@@ -25,15 +27,14 @@ def requirements(name: str) -> Path:
     return Path(__file__).with_name("env") / f"{name}.txt"
 
 
-def pins(file: Path) -> dict[str, str]:
-    """Versions by package; every requirement is ``name==version``."""
+def wanted(file: Path) -> list[Requirement]:
+    """Its requirements: what is measured is pinned, what our own code needs beside it may be any that we support."""
     lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    found = [line.partition("==") for line in lines if line and not line.startswith("-")]
-    return {name.strip(): wanted.strip() for name, _, wanted in found}
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
 
 
 def interpreter(file: Path, build: Path = BUILD) -> Path:
-    """A Python in which every pin of the file holds: the running one if that is so, else that of a venv.
+    """A Python in which every requirement of the file holds: the running one if that is so, else that of a venv.
 
     Args:
         file: of requirements.
@@ -42,13 +43,13 @@ def interpreter(file: Path, build: Path = BUILD) -> Path:
     Raises:
         EdgeRavlmError: it cannot be installed.
     """
-    if all(_holds(name, wanted) for name, wanted in pins(file).items()):
+    if all(_holds(one) for one in wanted(file)):
         return Path(sys.executable)
     key = hashlib.sha256(file.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = build / "env" / f"{file.stem}-{key}"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
-        complain(f"environment '{file.stem}': installing {', '.join(pins(file))}; this happens once.")
+        complain(f"environment '{file.stem}': installing {', '.join(one.name for one in wanted(file))}; this happens once.")
         _run("venv", "--clear", "--without-pip", str(folder), file=file)
         _run("pip", "--python", str(python), "install", "--quiet", "--requirement", str(file), file=file)
         ready.touch()
@@ -76,9 +77,10 @@ def hide_torchvision() -> None:
     sys.modules["torchvision"] = None  # type: ignore[assignment]  # as the import system has it
 
 
-def _holds(name: str, wanted: str) -> bool:
-    """Whether that version is installed here; torch's 2.13.0+cpu is a 2.13.0."""
-    return (version(name) or "").partition("+")[0] == wanted
+def _holds(one: Requirement) -> bool:
+    """Whether such a version is installed here; torch's 2.13.0+cpu is a 2.13.0."""
+    found = version(one.name)
+    return found is not None and one.specifier.contains(found)
 
 
 def _run(*arguments: str, file: Path) -> None:

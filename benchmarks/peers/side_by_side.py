@@ -54,7 +54,7 @@ from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import EdgeRavlmError, UsageError
 from edge_ravlm.machine import LIBRARIES
 from peers.catalogue import OURS, PEERS, RANDOM, PeerSpec
-from peers.environments import interpreter, pins, requirements
+from peers.environments import interpreter, requirements, wanted
 from peers.graphs import graph
 from peers.processes import PeerProcess
 from peers.protocol import Answered, Job
@@ -215,7 +215,7 @@ def _python(spec: PeerSpec) -> Path:
 
 
 def _packages(spec: PeerSpec) -> tuple[str, ...]:
-    return tuple(pins(requirements(spec.environment))) if spec.environment else LIBRARIES
+    return tuple(one.name for one in wanted(requirements(spec.environment))) if spec.environment else LIBRARIES
 
 
 def main() -> int:
