@@ -1,6 +1,6 @@
 """How does the memory compare with what a user would pick instead: FAISS, hnswlib, sqlite-vec, brute force?
 
-    python benchmarks/memory_peers.py --json        [--quick] [--all] [--only NAME ...] [--cache FOLDER]
+    python benchmarks/memory_peers.py --json        [--quick] [--all] [--only NAME ...] [--cache FOLDER] [--plot FILE]
 
 - Each system and size has processes of its own, and one thread. Every operating point of every system is searched in
   rounds that alternate between the systems, who goes first taking turns; the first searches of a turn are not counted.
@@ -263,6 +263,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="build every system at every size, however long it takes")
     parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="these beside ours")
     parser.add_argument("--cache", type=Path, default=BUILD, help="where built files are kept")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw recall against latency")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else Size()
     try:
@@ -270,6 +271,10 @@ def main() -> int:
     except EdgeRavlmError as error:
         complain(str(error))
         return error.exit_code
+    if arguments.plot:
+        from memory.plots import plot  # noqa: PLC0415  # slow to load
+
+        plot(figures, arguments.plot)
     if arguments.json:
         say_json({"quick": arguments.quick, **figures})
     else:

@@ -49,7 +49,8 @@ def interpreter(file: Path, build: Path = BUILD) -> Path:
     folder = build / "env" / f"{file.stem}-{key}"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
-        complain(f"environment '{file.stem}': installing {', '.join(one.name for one in wanted(file))}; this happens once.")
+        names = ", ".join(one.name for one in wanted(file))
+        complain(f"environment '{file.stem}': installing {names}; this happens once.")
         _run("venv", "--clear", "--without-pip", str(folder), file=file)
         _run("pip", "--python", str(python), "install", "--quiet", "--requirement", str(file), file=file)
         ready.touch()

@@ -1,0 +1,40 @@
+"""The front of recall and latency, a panel for each size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from memory.systems import OURS
+
+_COLOURS = ("#4472a8", "#8c6bb1", "#4a9a6a", "#d0893b", "#7f7f7f")
+
+
+def plot(found: Mapping[str, Any], path: Path) -> None:
+    """Every operating point of every system; ours is the thick line, and its own choice the large dot."""
+    sizes = found["sizes"]
+    drawing = Figure(figsize=(5.2 * len(sizes), 4.4), layout="constrained")
+    panels = drawing.subplots(1, len(sizes), squeeze=False)[0]
+    names = list(dict.fromkeys(name for systems in sizes.values() for name in systems))
+    others = dict(zip([name for name in names if name != OURS], _COLOURS, strict=False))
+    for axes, (count, systems) in zip(panels, sorted(sizes.items(), key=lambda item: int(item[0])), strict=True):
+        for name, of in systems.items():
+            points = sorted(of["points"], key=lambda point: float(point["recall10"]))
+            recalls, medians = ([point[key] for point in points] for key in ("recall10", "p50_ms"))
+            colour, width = ("#c0504d", 2.5) if name == OURS else (others[name], 1.2)
+            axes.plot(recalls, medians, "o-", color=colour, linewidth=width, markersize=4, label=name)
+            axes.vlines(recalls, medians, [point["p99_ms"] for point in points], color=colour, alpha=0.35)
+        usual = systems[OURS]["points"][0]
+        axes.plot(usual["recall10"], usual["p50_ms"], "o", color="#c0504d", markersize=9)
+        axes.set(
+            yscale="log",
+            xlabel="recall@10",
+            ylabel="one search, ms (dot: median, line: to the 99th percentile)",
+            title=f"{int(count):,} vectors of {found['dim']}",
+        )
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8)
+    drawing.savefig(path, dpi=150)
