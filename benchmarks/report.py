@@ -41,11 +41,12 @@ class Part:
     Attributes:
         name: of its figures in the report.
         command: what is run; ``{folder}`` is where it may leave plots.
-        quick: what is added for a short form.
+        full, quick: what is added for the whole form, and for the short one.
     """
 
     name: str
     command: tuple[str, ...]
+    full: tuple[str, ...] = ()
     quick: tuple[str, ...] = ("--quick",)
 
     def run(self, folder: Path, *, quick: bool) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Part:
         Raises:
             EdgeRavlmError: it failed; what it had to say is on stderr already.
         """
-        words = [word.format(folder=folder) for word in (*self.command, *(self.quick if quick else ()))]
+        words = [word.format(folder=folder) for word in (*self.command, *(self.quick if quick else self.full))]
         done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
         if done.returncode:
             raise EdgeRavlmError(
@@ -104,8 +105,9 @@ def _scenario(name: str) -> Part:
     report = ("--scenario", name, "--report", f"{{folder}}/{name}", "--json", "-")
     return Part(
         name,
-        (COMMAND, "bench", "starter", *report, "--seconds", str(SCENARIO_S[name])),
-        ("--quick", "--seconds", str(QUICK_S)),
+        (COMMAND, "bench", "starter", *report),
+        full=("--seconds", str(SCENARIO_S[name])),
+        quick=("--quick", "--seconds", str(QUICK_S)),
     )
 
 
@@ -193,8 +195,12 @@ def measured(folder: Path, quick: bool, names: Sequence[str]) -> dict[str, Any]:
     return {"quick": quick, **top, "parts": parts}
 
 
-def _value(parts: Mapping[str, Any], aim: Aim) -> float:
-    found = _at(parts, aim.where)
+def _value(parts: Mapping[str, Any], aim: Aim) -> float | None:
+    """None where a short form left it out."""
+    try:
+        found = _at(parts, aim.where)
+    except KeyError:
+        return None
     return float(round(found["p99_ms"] / found["p50_ms"], 3) if aim.figure == "p99_over_p50" else found)
 
 
@@ -212,6 +218,8 @@ def _verdicts(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         if aim.where[0] not in found["parts"]:
             continue
         value, sign = _value(found["parts"], aim), "≥" if aim.more else "≤"
+        if value is None:
+            continue
         why = "; ".join(_brief(found["parts"], where) for where in aim.because)
         wanted = (f"{sign} {aim.accept:g}", f"{sign} {aim.goal:g}")
         rows.append((aim.figure, f"{value:.4g}", *wanted, aim.verdict(value), aim.what, why))
