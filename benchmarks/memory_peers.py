@@ -196,17 +196,20 @@ def _take_turns(size: Size, entrants: Sequence[Entrant]) -> dict[str, list[Point
     ms: dict[tuple[str, int], list[float]] = {}
     recalls: dict[tuple[str, int], list[tuple[float, int]]] = {}
     step = size.queries // size.rounds
-    with ExitStack() as running, progress("rounds", size.rounds * len(entrants)) as advance:
+    with ExitStack() as running, progress("rounds", (1 + size.rounds) * len(entrants)) as advance:
         processes = {entrant.name: running.enter_context(entrant.process()) for entrant in entrants}
         for name, process in processes.items():
             process.tell("open", setting=SYSTEMS[name].settings[0])
         names = list(processes)
-        for n in range(size.rounds):
+        for n in range(-1, size.rounds):  # the first one warms the page tables
+            first = n % size.rounds * step
             for name in names[n % len(names) :] + names[: n % len(names)]:
                 for setting in SYSTEMS[name].settings:
                     told = processes[name].tell(
-                        "search", setting=setting, first=n * step, last=(n + 1) * step, seconds=size.turn_s
+                        "search", setting=setting, first=first, last=first + step, seconds=size.turn_s
                     )
+                    if n < 0:
+                        continue
                     ms.setdefault((name, setting), []).extend(told["ms"])
                     recalls.setdefault((name, setting), []).append((told["recall10"], len(told["ms"])))
                 advance()

@@ -28,7 +28,7 @@ from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.export.graph_cost import Layer, Precision, Workload, workload
 from edge_ravlm.manifest import Model
 from edge_ravlm.preprocess import Preprocess
-from edge_ravlm.runtime.memory.index import CONNECTIVITY, EXPANSION_SEARCH, MIN_FETCH, SCAN_ROWS
+from edge_ravlm.runtime.memory.index import CONNECTIVITY, MIN_FETCH, SCAN_ROWS, USUAL_EXPANSION
 from edge_ravlm.targets import Target
 
 FRAME = (720, 1280)
@@ -316,8 +316,8 @@ def searching(entries: int, dims: Sequence[int]) -> Workload:
     """
     dim, walked = dims[0], entries > SCAN_ROWS
     scored = min(entries, MIN_FETCH) if walked else entries
-    read = scored * dim * 2 + (EXPANSION_SEARCH * _graph_node_bytes(dim) if walked else 0)
-    macs = (scored + (EXPANSION_SEARCH if walked else 0)) * dim
+    read = scored * dim * 2 + (USUAL_EXPANSION * _graph_node_bytes(dim) if walked else 0)
+    macs = (scored + (USUAL_EXPANSION if walked else 0)) * dim
     layer = Layer("index", "search", macs, "fp32", 0, read, 0)
     resident = sum(index_bytes(entries, dim) for dim in dims)
     return Workload(SEARCH, (layer,), read, resident, 0, on_host=True)
