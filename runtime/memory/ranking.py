@@ -62,7 +62,7 @@ def found_in(sorted_ids: Ids, ids: Ids) -> tuple[Ids, NDArray[np.bool_]]:
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
     # Without gaps, as where nothing was ever removed, there is nothing to look for.
     gapless = sorted_ids[-1] - sorted_ids[0] == count - 1
-    places = np.clip(ids - sorted_ids[0], 0, count) if gapless else np.searchsorted(sorted_ids, ids)
+    places = (ids - sorted_ids[0]).clip(0, count) if gapless else np.searchsorted(sorted_ids, ids)
     present = sorted_ids[np.minimum(places, count - 1)] == ids
     return places, np.asarray(present, np.bool_)
 
