@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 
 from memory.systems import OURS
 
+_LEAST = 1e-4
+"""A thousand searches for ten neighbours each tell no smaller shares."""
+
 _COLOURS = ("#4472a8", "#8c6bb1", "#4a9a6a", "#d0893b", "#7f7f7f")
 
 
@@ -23,18 +26,24 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     for axes, (count, systems) in zip(panels, sorted(sizes.items(), key=lambda item: int(item[0])), strict=True):
         for name, of in systems.items():
             points = sorted(of["points"], key=lambda point: float(point["recall10"]))
-            recalls, medians = ([point[key] for point in points] for key in ("recall10", "p50_ms"))
+            missed, medians = [_missed(point) for point in points], [point["p50_ms"] for point in points]
             colour, width = ("#c0504d", 2.5) if name == OURS else (others[name], 1.2)
-            axes.plot(recalls, medians, "o-", color=colour, linewidth=width, markersize=4, label=name)
-            axes.vlines(recalls, medians, [point["p99_ms"] for point in points], color=colour, alpha=0.35)
+            axes.plot(missed, medians, "o-", color=colour, linewidth=width, markersize=4, label=name)
+            axes.vlines(missed, medians, [point["p99_ms"] for point in points], color=colour, alpha=0.35)
         usual = systems[OURS]["points"][0]
-        axes.plot(usual["recall10"], usual["p50_ms"], "o", color="#c0504d", markersize=9)
+        axes.plot(_missed(usual), usual["p50_ms"], "o", color="#c0504d", markersize=9)
         axes.set(
+            xscale="log",
             yscale="log",
-            xlabel="recall@10",
+            xlim=(0.5, _LEAST / 1.5),
+            xlabel=f"1 - recall@10 (to the right: finds more; {_LEAST:g} or less is drawn there)",
             ylabel="one search, ms (dot: median, line: to the 99th percentile)",
             title=f"{int(count):,} vectors of {found['dim']}",
         )
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     drawing.savefig(path, dpi=150)
+
+
+def _missed(point: Mapping[str, Any]) -> float:
+    return max(_LEAST, 1 - float(point["recall10"]))
