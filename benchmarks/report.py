@@ -55,7 +55,8 @@ class Part:
         Raises:
             EdgeRavlmError: it failed; what it had to say is on stderr already.
         """
-        words = [word.format(folder=folder) for word in (*self.command, *(self.quick if quick else self.full))]
+        words = (*self.command, *(self.quick if quick else self.full))
+        words = tuple(word.replace("{folder}", str(folder)) for word in words)
         done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
         if done.returncode:
             raise EdgeRavlmError(
