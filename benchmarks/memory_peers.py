@@ -60,7 +60,7 @@ class Size:
     """
 
     counts: tuple[int, ...] = (10_000, 100_000, MILLION)
-    queries: int = 1_000
+    queries: int = 2_000
     rounds: int = 4
     turn_s: float = 1.0
     starts: int = 3
