@@ -200,7 +200,7 @@ def _settings(lg: Any, scenario: Scenario, rules: Rules, fastest_ms: float) -> A
         settings.multi_stream_target_latency_percentile = 0.99
     else:
         settings.scenario = lg.TestScenario.Offline
-        enough = max(rules.workers * rules.seconds * 1e3 / fastest_ms, 0 if rules.quick else _OFFLINE)
+        enough = max(rules.workers * rules.seconds * 1e3 / fastest_ms, 0 if rules.shortfall else _OFFLINE)
         settings.offline_expected_qps = enough / rules.seconds / 1.1  # LoadGen asks for a tenth more
     return settings
 
