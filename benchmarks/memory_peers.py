@@ -62,7 +62,7 @@ class Size:
     counts: tuple[int, ...] = (10_000, 100_000, MILLION)
     queries: int = 2_000
     rounds: int = 4
-    turn_s: float = 1.0
+    turn_s: float = 0.5
     starts: int = 3
     adding_s: float = 3.0
 
@@ -151,14 +151,14 @@ def _built(
         vectors = data.kept(count, size.queries, folder)
         chosen = []
         for name in pythons:
-            if everything or count <= SYSTEMS[name].largest or in_cache(name, count, folder):
+            if everything or count <= SYSTEMS[name].largest or in_cache(name, vectors, folder):
                 chosen.append(name)
             else:
                 _leave_out(f"{name} at {count:,}", "takes minutes to build; --all builds it", left_out)
 
-        def made(name: str, count: int = count, vectors: Path = vectors) -> Entrant | EdgeRavlmError:
+        def made(name: str, vectors: Path = vectors) -> Entrant | EdgeRavlmError:
             try:
-                files, took = built(name, count, vectors, pythons[name], folder)
+                files, took = built(name, vectors, pythons[name], folder)
             except EdgeRavlmError as error:
                 return error
             return Entrant(name, pythons[name], files, vectors, took)

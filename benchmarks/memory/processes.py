@@ -83,18 +83,18 @@ class SystemProcess:
         )
 
 
-def in_cache(name: str, count: int, cache: Path) -> bool:
-    """Whether a system's files over ``count`` vectors are there."""
-    return (_place(name, count, cache) / "built.json").exists()
+def in_cache(name: str, data: Path, cache: Path) -> bool:
+    """Whether a system's files over the vectors of ``data`` are there."""
+    return (_place(name, data, cache) / "built.json").exists()
 
 
-def built(name: str, count: int, data: Path, python: Path, cache: Path) -> tuple[Path, Mapping[str, float]]:
-    """A system's files over ``count`` vectors, built unless they are in cache, and what building took then.
+def built(name: str, data: Path, python: Path, cache: Path) -> tuple[Path, Mapping[str, float]]:
+    """A system's files over the vectors of ``data``, built unless they are in cache, and what building took then.
 
     Returns:
         their folder; ``build_s``, ``build_cpu_s`` and ``size_mb``.
     """
-    folder = _place(name, count, cache)
+    folder = _place(name, data, cache)
     files, note = folder / "files", folder / "built.json"
     if not note.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -106,8 +106,9 @@ def built(name: str, count: int, data: Path, python: Path, cache: Path) -> tuple
     return files, msgspec.json.decode(note.read_bytes(), type=dict[str, float])
 
 
-def _place(name: str, count: int, cache: Path) -> Path:
-    return cache / f"{name}-{count}-{_key(name)}"
+def _place(name: str, data: Path, cache: Path) -> Path:
+    """Named after the data too: with another number of queries the vectors are others."""
+    return cache / f"{name}-{data.name}-{_key(name)}"
 
 
 def _key(name: str) -> str:

@@ -78,7 +78,7 @@ class Size:
         entries: in every memory.
     """
 
-    rounds: int = 120
+    rounds: int = 80
     warm_up: int = 3
     entries: int = 1_000
 

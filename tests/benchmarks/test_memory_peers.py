@@ -62,10 +62,12 @@ def test_ours_is_aimed_at_expansions(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_built_files_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = data.kept(60, 4, tmp_path)
-    first = processes.built("brute-force", 60, vectors, Path(sys.executable), tmp_path)
+    first = processes.built("brute-force", vectors, Path(sys.executable), tmp_path)
     monkeypatch.setattr(SystemProcess, "tell", lambda *_, **__: pytest.fail("built again"))
-    assert processes.built("brute-force", 60, vectors, Path(sys.executable), tmp_path) == first
-    assert not processes.in_cache("brute-force", 61, tmp_path)
+    assert processes.built("brute-force", vectors, Path(sys.executable), tmp_path) == first
+    assert processes.in_cache("brute-force", vectors, tmp_path)
+    more_queries = data.kept(60, 5, tmp_path)  # whose vectors are others
+    assert not processes.in_cache("brute-force", more_queries, tmp_path)
 
 
 def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

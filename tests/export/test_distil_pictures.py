@@ -13,6 +13,7 @@ from edge_ravlm.errors import DataError, FrameError
 from edge_ravlm.export.data.scenes import Material
 from edge_ravlm.export.distil import (
     Batch,
+    CloserViews,
     ComposedScenes,
     DistilSettings,
     FolderPictures,
@@ -22,6 +23,7 @@ from edge_ravlm.export.distil import (
 )
 from edge_ravlm.export.distil.feed import Sides, feed
 from edge_ravlm.export.distil.pictures import NOTHING, augmented
+from edge_ravlm.export.images import others_in_a_mirror
 
 pytestmark = pytest.mark.export
 
@@ -205,6 +207,34 @@ def test_what_looks_alike_comes_together():
     for step in range(5):
         found = [places[thing] for thing in scenes.batch(step, 0, 8).things[::2]]
         assert [(place - found[0]) % len(places) for place in found] == [0, 1, 2, 3]
+
+
+def test_every_second_step_shows_what_the_encoder_will_look_at_closer():
+    """The thing fills about 1 over the margin of the cut-out, wherever it lay in the scene; all else is black."""
+    closer = CloserViews(whole=64, side=48, margin=(1.4, 1.6), off=0.0)
+    dark = Material([np.full((40, 40, 4), 255, np.uint8)] * 12, [np.zeros((300, 300, 3), np.uint8)])
+    scenes = ThingScenes([Share(dark)], views=0.0, plain=0.0, closer=closer)
+    sides = Sides(student=32, teacher=32, early=40, is_early=lambda step: step >= 3)
+    assert [sides.inputs(scenes.batch(step, 0, 4), step).student.shape[1] for step in range(5)] == [32, 48, 32, 40, 32]
+    cut_outs = [picture for step in (1, 3, 5) for picture in scenes.batch(step, 0, 32).pictures]
+    assert {picture.shape for picture in cut_outs} == {(48, 48, 3)}
+    columns = [np.flatnonzero(picture.max(axis=(0, 2)) > 60) for picture in cut_outs]
+    wide = [float(np.ptp(found)) / 48 for found in columns if len(found)]
+    assert 0.5 < float(np.median(wide)) < 0.8
+    assert same(scenes.batch(1, 0, 4), ThingScenes([Share(dark)], views=0.0, plain=0.0, closer=closer).batch(1, 0, 4))
+    assert scenes.batch(0, 0, 4).side is None
+
+
+def test_in_a_mirror_are_new_things_only():
+    left, both, right = (np.zeros((40, 40, 4), np.uint8) for _ in range(3))
+    for cut_out, columns in ((left, slice(0, 20)), (both, slice(10, 30)), (right, slice(20, 40))):
+        cut_out[:, columns] = 255
+    lower = np.zeros((40, 40, 4), np.uint8)
+    lower[20:, :20] = 255
+    things = [left, both, right, lower]
+    (found,) = others_in_a_mirror(things, range(4))
+    assert np.array_equal(found, lower[:, ::-1]), "the others are symmetric, or each other's mirror image"
+    assert others_in_a_mirror(things, [0, 1]) == []
 
 
 def test_a_data_set_of_one_thing_is_refused():

@@ -254,6 +254,9 @@ def test_nothing_moved_so_the_last_answer_holds(ravlm: Ravlm, yard: Any) -> None
     assert (again.text, again.confidence, again.evidence) == (first.text, first.confidence, first.evidence)
     assert again.frame_time == first.frame_time < frame.captured_at, "it says which frame it was computed from"
     assert again.latency is not first.latency
+    anew = ravlm.ask(Frame(yard.open, index=2), QUESTION, region=yard.gate, fresh=True)
+    assert anew.level is Level.RETRIEVED
+    assert "encode" in anew.latency.stages_ms
 
 
 def test_something_moved_so_it_looks_again(ravlm: Ravlm, yard: Any) -> None:
