@@ -254,7 +254,8 @@ def _page(found: Mapping[str, Any], rows: Sequence[Sequence[str]], folder: Path)
         if (folder / f"{name}.png").is_file():
             lines += [f"![{name}]({name}.png)", ""]
         plain = {key: value for key, value in part.items() if not isinstance(value, list) and key not in _SETTING}
-        lines += ["| figure | value |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in figure_rows(plain)), ""]
+        told = [row for row in figure_rows(plain) if ".environment." not in row[0]]  # report.json has those
+        lines += ["| figure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in told), ""]
     first = next((part for part in found["parts"].values() if "bundle_sha256" in part), None)
     return "\n".join([*lines, setting_line(first) if first is not None else "", ""])
 
