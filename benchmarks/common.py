@@ -15,9 +15,6 @@ from edge_ravlm.bundle import Bundle
 from edge_ravlm.console import complain
 from edge_ravlm.machine import libraries, machine
 
-QUIET = 0.05
-"""Largest share of the processors that others may take in figures worth quoting."""
-
 
 def setting(bundle: Bundle, flavor: str, threads: int) -> dict[str, Any]:
     """Where and with what the figures were taken; `quality` is what the gate measured with it."""
@@ -88,17 +85,6 @@ def paired_ratio(others: Sequence[float], ours: Sequence[float]) -> tuple[float,
     return round(float(theirs / own), 3), [round(float(low), 3), round(float(high), 3)]
 
 
-def figure_rows(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Name and value of every figure for a table; those inside another are named ``outer.inner``."""
-    rows: list[tuple[str, str]] = []
-    for name, value in figures.items():
-        if isinstance(value, Mapping):
-            rows += figure_rows(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, _shown(value)))
-    return rows
-
-
 def setting_line(about: Mapping[str, Any]) -> str:
     """What ``setting`` says, as one line below a table."""
     where, quality = about["machine"], about["quality"]
@@ -108,11 +94,3 @@ def setting_line(about: Mapping[str, Any]) -> str:
         f"{where['cpu']}, {where['cores']} cores ({' '.join(where['cpu_flags'])}), {about['threads']} threads, "
         f"{about['precision']}; {versions}; bundle {about['bundle_sha256'][:12]}, {agreement}"
     )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return str(value)

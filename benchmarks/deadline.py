@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import figure_rows, setting, setting_line
+from common import setting, setting_line
 
 import edge_ravlm
 from edge_ravlm.console import complain, progress, say, say_json, table
@@ -41,6 +41,7 @@ from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.apps.demo import Thing
 from edge_ravlm.runtime.bench.cameras import show, watch
 from edge_ravlm.runtime.bench.outcome import Record, accuracy, levels, percentiles, record
+from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.bench.workload import CAMERA, Workload, yard
 from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.watching.watcher import unhurried_collection

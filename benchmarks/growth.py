@@ -33,7 +33,7 @@ from typing import Any, Literal
 import cv2
 import msgspec
 import numpy as np
-from common import QUIET, Bystanders, setting, setting_line
+from common import Bystanders, setting, setting_line, warn_of_company
 from fits import Fit, fitted
 from memory import data, scale
 from synthetic import QUESTION, pictures, teach
@@ -137,8 +137,7 @@ def main() -> int:
     except EdgeRavlmError as error:
         complain(str(error))
         return error.exit_code
-    if found["others_cpu_share"] > QUIET:
-        complain(f"other programs took {found['others_cpu_share']:.0%} of the processors: do not quote these figures.")
+    warn_of_company(found["others_cpu_share"])
     if arguments.plot:
         plot(found, arguments.plot)
     if arguments.json:

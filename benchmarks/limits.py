@@ -35,7 +35,7 @@ import encoder_layers
 import numpy as np
 import onnx
 import onnxruntime as ort
-from common import QUIET, Bystanders, figure_rows, setting, setting_line
+from common import Bystanders, setting, setting_line, warn_of_company
 from machine_floors import KINDS, bandwidth_gb_s, fastest_product, page_faults, rate, seconds
 from memory import data, scale
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ from edge_ravlm.export.yardsticks import Product
 from edge_ravlm.frames import Frame
 from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends import open_session
+from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.encoders import ImageEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder
 from edge_ravlm.runtime.fusion.layout import Passage
@@ -103,8 +104,7 @@ def main() -> int:
     except EdgeRavlmError as error:
         complain(str(error))
         return error.exit_code
-    if found["others_cpu_share"] > QUIET:
-        complain(f"other programs took {found['others_cpu_share']:.0%} of the processors: do not quote these figures.")
+    warn_of_company(found["others_cpu_share"])
     if arguments.json:
         say_json(found)
     else:

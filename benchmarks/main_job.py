@@ -27,7 +27,7 @@ from typing import Any
 
 import cv2
 import msgspec
-from common import Bystanders, figure_rows, percentiles, setting, setting_line, warn_of_company
+from common import Bystanders, percentiles, setting, setting_line, warn_of_company
 from synthetic import HEIGHT, QUESTION, WIDTH, pictures, teach
 
 from edge_ravlm.bundle import STARTER, Bundle
@@ -35,6 +35,7 @@ from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer, Level
+from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.pipeline import Ravlm, open_memory
 
 FLAVOR, THREADS = "cpu-u8", 2

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from common import figure_rows, setting_line
+from common import setting_line
 
 from edge_ravlm.console import complain, say, table
 from edge_ravlm.engines import write_file
 from edge_ravlm.errors import EdgeRavlmError
+from edge_ravlm.runtime.bench.report import figure_rows
 
 HERE = Path(__file__).parent
 COMMAND = str(Path(sys.executable).with_name("edge-ravlm"))

@@ -28,12 +28,13 @@ from typing import Any
 
 import cv2
 import msgspec
-from common import figure_rows, setting
+from common import setting
 
 import edge_ravlm
 from edge_ravlm.console import complain, progress, say_json, table
 from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.runtime.apps.demo import load_clip
+from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.camera import open_camera
 from edge_ravlm.runtime.watching.app import App
 

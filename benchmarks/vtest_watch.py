@@ -27,7 +27,7 @@ from typing import Any
 import cv2
 import msgspec
 import numpy as np
-from common import figure_rows, setting, setting_line
+from common import setting, setting_line
 
 import edge_ravlm
 from edge_ravlm.bundle import STARTER, Bundle
@@ -38,6 +38,7 @@ from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.apps.account import Account
 from edge_ravlm.runtime.apps.demo import check_sheet, write_sheet
+from edge_ravlm.runtime.bench.report import figure_rows
 
 LABELS = Path(__file__).with_name("vtest_labels.json")
 QUESTION = "is anyone here?"

@@ -78,7 +78,7 @@ def compare(before: Outcome, after: Outcome, tolerance: float = 0.1) -> list[Cha
 
     changes = [_time("latency", *values(lambda of: _median([r.ms / r.yardstick_ms for r in of])), drawn, tolerance)]
     for stage in _stages(old, new, both):
-        spent = values(lambda of, s=stage: _median([r.stages_ms[s] / r.yardstick_ms for r in of]))  # type: ignore[misc]
+        spent = values(lambda of, s=stage: _median([r.stages_ms[s] / r.yardstick_ms for r in of]))  # type: ignore[misc]  # a lambda's default
         changes.append(_time(stage, *spent, drawn, tolerance))
     if all(record.right is not None for by in (old, new) for name in both for record in by[name]):
         rates = values(lambda of: float(np.mean([bool(r.right) for r in of])))

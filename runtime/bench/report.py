@@ -39,16 +39,17 @@ def others(outcome: Outcome) -> list[tuple[str, str]]:
     """Name and value of every other figure; those inside another are named ``outer.inner``."""
     timed = ("latency_ms", "stages_ms")
     return [
-        *_flat({name: value for name, value in outcome.figures.items() if name not in timed}),
-        *_flat(outcome.quality),
+        *figure_rows({name: value for name, value in outcome.figures.items() if name not in timed}),
+        *figure_rows(outcome.quality),
     ]
 
 
-def _flat(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def figure_rows(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Name and value of every figure for a table; those inside another are named ``outer.inner``."""
     found: list[tuple[str, str]] = []
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
+            found += figure_rows(value, f"{prefix}{name}.")
         else:
             found.append((prefix + name, _shown(value)))
     return found
@@ -59,7 +60,7 @@ def _page(outcome: Outcome, plots: list[str]) -> str:
     lines = [f"# {outcome.scenario}: {outcome.setting['bundle']} ({verdict})", "", *_markdown(*timings(outcome)), ""]
     lines += [*_markdown(("figure", "value"), others(outcome)), ""]
     lines += [line for name in plots for line in (f"![{name.removesuffix('.png')}]({name})", "")]
-    lines += [*_markdown(("setting", "value"), _flat(outcome.setting)), ""]
+    lines += [*_markdown(("setting", "value"), figure_rows(outcome.setting)), ""]
     return "\n".join(lines)
 
 

@@ -7,9 +7,10 @@ import os
 import common
 import numpy as np
 import pytest
-from common import Bystanders, figure_rows, paired_ratio, percentiles, setting, setting_line
+from common import Bystanders, paired_ratio, percentiles, setting, setting_line
 
 from edge_ravlm.bundle import STARTER, Bundle
+from edge_ravlm.runtime.bench.report import figure_rows
 
 
 def test_percentiles() -> None:
