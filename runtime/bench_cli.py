@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -78,23 +80,19 @@ def bench(
         fps=fps,
         budget_ms=budget_ms,
     )
-    outcome = run(Bundle.open(bundle), wish, report, progress)
+    opened = Bundle.open(bundle)
+    with _storing(report):  # found out now, and not after ten minutes
+        for folder in (report, *([json.parent] if json is not None else [])):
+            folder.mkdir(parents=True, exist_ok=True)
+    outcome = run(opened, wish, report, progress)
     from edge_ravlm.runtime.bench.report import report_files
 
     files = {report / name: data for name, data in report_files(outcome).items()}
     if json is not None and str(json) != "-":
         files[json] = write(outcome)
-    try:
+    with _storing(report):
         for path, data in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, data)
-    except OSError as error:
-        raise StorageError(
-            f"report '{report}'",
-            expected="a folder that can be written",
-            got=error.strerror or str(error),
-            do="choose another",
-        ) from None
     if json is not None and str(json) == "-":
         say_json(outcome.summary())
     else:
@@ -137,6 +135,19 @@ def compare(
     for line in settings:
         complain(f"differs: {line}")
     return int(is_worse)
+
+
+@contextmanager
+def _storing(report: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"report '{report}'",
+            expected="a folder that can be written",
+            got=error.strerror or str(error),
+            do="choose another",
+        ) from None
 
 
 def _show(outcome: Outcome, report: Path) -> None:

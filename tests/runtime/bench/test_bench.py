@@ -115,6 +115,14 @@ def test_the_command_writes_a_report_to_look_at(tmp_path: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["worse"] is False
 
 
+def test_a_report_that_cannot_be_written_is_found_out_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert command(["bench", "starter", "--scenario", "camera", "--report", str(tmp_path / "file" / "report")]) == 1
+    assert "expected a folder that can be written" in capsys.readouterr().err
+
+
 def test_without_loadgen_a_sentence_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
