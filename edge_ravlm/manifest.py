@@ -163,6 +163,7 @@ class Answering(_Strict, frozen=True):
             open", "the gate is closed").
         sharpness: slope of the vote's softmax over centred cosines (inverse temperature).
         abstain_below: confidence below which the runtime says that it does not know.
+        sure_above: confidence from which the first look at a picture is enough, where there could be a closer one.
     """
 
     image_floor: float
@@ -170,6 +171,7 @@ class Answering(_Strict, frozen=True):
     sibling_floor: float
     sharpness: float
     abstain_below: Share
+    sure_above: Share = 1.0
 
 
 class Parity(_Strict, frozen=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import msgspec
@@ -20,7 +20,7 @@ from edge_ravlm.export.data.corpus import Topic
 from edge_ravlm.export.judging import Task
 from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Answering
-from edge_ravlm.runtime.voting import Ballot, vote
+from edge_ravlm.runtime.voting import Ballot, is_sure, vote
 
 Vectors = NDArray[np.float32]
 EmbedText = Callable[[Sequence[str]], Vectors]
@@ -46,6 +46,9 @@ EVENS = 0.5
 MOST_ABSTAINED = 0.03
 """Share of answerable pictures that may be sacrificed for it."""
 
+SURE_LOSS = 0.002
+"""Share of sure first looks that may be wrong beyond those of which the closer look says something wrong too."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -56,12 +59,14 @@ class Seen:
         asked: float32 [n, d].
         truth: int64 [n].
         foreign: float32 [m, d].
+        glanced: float32 [n, d], what the first look alone makes of those asked about.
     """
 
     ballot: Ballot
     asked: Vectors
     truth: NDArray[np.int64]
     foreign: Vectors
+    glanced: Vectors
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -77,6 +82,8 @@ class Quality(msgspec.Struct, frozen=True):
         unrelated_silenced: share of questions about other things that find none.
         siblings_joined: share of pairs of states of one thing that are taken for one topic.
         strangers_joined: share of pairs of different things that are.
+        looked_closer: share of answerable pictures that the first look was not sure of; the figures above count what is
+            said after that.
     """
 
     accuracy: float
@@ -88,6 +95,7 @@ class Quality(msgspec.Struct, frozen=True):
     unrelated_silenced: float
     siblings_joined: float
     strangers_joined: float
+    looked_closer: float
 
 
 class Embeds(Protocol):
@@ -98,6 +106,9 @@ class Embeds(Protocol):
 
     def asked(self, pictures: Sequence[Pixels], /) -> Vectors:
         """What is asked about."""
+
+    def glanced(self, pictures: Sequence[Pixels], /) -> Vectors:
+        """The same at first look; again the same where there is no closer one."""
 
 
 def see(tasks: Sequence[Task], encoder: Embeds) -> list[Seen]:
@@ -119,12 +130,14 @@ def fit(tasks: Sequence[Seen], texts: TextPairs) -> Answering:
         text_floor=_floor(texts.related, texts.unrelated, UNRELATED_KEPT),
         sibling_floor=_split(texts.siblings, texts.strangers),
     )
-    return msgspec.structs.replace(rules, abstain_below=_abstain_below(tasks, rules))
+    rules = msgspec.structs.replace(rules, abstain_below=_abstain_below(tasks, rules))
+    return msgspec.structs.replace(rules, sure_above=_sure_above(tasks, rules))
 
 
 def judge(tasks: Sequence[Seen], texts: TextPairs, rules: Answering) -> Quality:
     """Apply the rules as the runtime does and count."""
-    rights, sures, nears = (np.concatenate(parts) for parts in zip(*(_graded(t, rules) for t in tasks), strict=True))
+    graded = (_said(task, rules) for task in tasks)
+    rights, sures, nears, closer = (np.concatenate(parts) for parts in zip(*graded, strict=True))
     strange = np.concatenate([_votes(task.foreign, task, rules)[2] for task in tasks])
     given = (sures >= rules.abstain_below) & (nears >= rules.image_floor)
     return Quality(
@@ -137,6 +150,7 @@ def judge(tasks: Sequence[Seen], texts: TextPairs, rules: Answering) -> Quality:
         unrelated_silenced=_share(texts.unrelated < rules.text_floor),
         siblings_joined=_share(texts.siblings >= rules.sibling_floor),
         strangers_joined=_share(texts.strangers >= rules.sibling_floor),
+        looked_closer=_share(closer),
     )
 
 
@@ -192,8 +206,9 @@ def _see(task: Task, encoder: Embeds) -> Seen:
     taught = encoder.studied([picture for picture, _ in task.taught])
     states = [f"{state:03d}" for _, state in task.taught]  # ballots number their answers in sorted order
     truth = np.array([state for _, state in task.asked], np.int64)
-    asked = encoder.asked([picture for picture, _ in task.asked])
-    return Seen(Ballot.of(range(len(states)), states, taught), asked, truth, encoder.asked(task.foreign))
+    pictures = [picture for picture, _ in task.asked]
+    ballot = Ballot.of(range(len(states)), states, taught)
+    return Seen(ballot, encoder.asked(pictures), truth, encoder.asked(task.foreign), encoder.glanced(pictures))
 
 
 def _votes(
@@ -208,6 +223,16 @@ def _votes(
 def _graded(task: Seen, rules: Answering) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
     labels, sures, nears = _votes(task.asked, task, rules)
     return labels == task.truth, sures, nears
+
+
+def _said(
+    task: Seen, rules: Answering
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """``_graded`` of the first look where that is sure and of the closer one elsewhere, and which is elsewhere."""
+    closer = np.array([not is_sure(vote(query, task.ballot, rules), rules) for query in task.glanced], bool)
+    first, second = _graded(replace(task, asked=task.glanced), rules), _graded(task, rules)
+    right, sure, near = (np.where(closer, *looks) for looks in zip(second, first, strict=True))
+    return right, sure, near, closer
 
 
 def _surprise(tasks: Sequence[Seen], sharpness: float) -> float:
@@ -227,6 +252,24 @@ def _abstain_below(tasks: Sequence[Seen], rules: Answering) -> float:
         if _share(~right[sure >= threshold]) <= RISK:
             return round(float(threshold), 3)
     return math.floor(max(EVENS, most) * 1000) / 1000
+
+
+def _sure_above(tasks: Sequence[Seen], rules: Answering) -> float:
+    """The lowest confidence from which first looks lose at most SURE_LOSS against closer ones; 1 if there is none."""
+
+    def wrong(tasks: Sequence[Seen]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Which get a wrong answer, and how sure of it one is; -1 where it is not given for want of likeness."""
+        right, sure, near = (np.concatenate(parts) for parts in zip(*(_graded(t, rules) for t in tasks), strict=True))
+        sure = np.where(near >= rules.image_floor, sure, -1.0)
+        return ~right & (sure >= rules.abstain_below), sure
+
+    closer, _ = wrong(tasks)
+    first, sure = wrong([replace(task, asked=task.glanced) for task in tasks])
+    for threshold in np.arange(max(EVENS, rules.abstain_below), 1.0, 0.005):
+        chosen = sure >= threshold
+        if chosen.any() and _share(first[chosen]) <= _share(closer[chosen]) + SURE_LOSS:
+            return round(float(threshold), 3)
+    return 1.0
 
 
 def _floor(good: NDArray[np.float64], bad: NDArray[np.float64], kept: float) -> float:

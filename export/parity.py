@@ -131,6 +131,10 @@ class Embedder:
         """Float32 [n, dim], as what is asked about is embedded."""
         return self._seen(pictures, lambda eye, pixels: eye.closer_look(pixels))
 
+    def glanced(self, pictures: Sequence[Pixels]) -> Vectors:
+        """Float32 [n, dim], as a first look embeds what is asked about."""
+        return self._seen(pictures, lambda eye, pixels: eye.look(pixels))
+
     def _seen(self, pictures: Sequence[Pixels], look: Callable[[Eye, Pixels], Look]) -> Vectors:
         eye = self.eye()
         try:

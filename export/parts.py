@@ -288,9 +288,10 @@ class Parts:
         finally:
             eye.close()
 
-    def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """With the text model that ships."""
-        return embed_texts(self.models[f"models/text.{BASE}.onnx"], self.text_student.tokenizer_json, texts)
+    @cached_property
+    def embed_texts(self) -> Callable[[Sequence[str]], Vectors]:
+        """Embeds texts with the model that ships."""
+        return text_embedder(self.models[f"models/text.{BASE}.onnx"], self.text_student.tokenizer_json)
 
     def golden(self) -> bytes:
         """Frames with their full-precision embeddings, for the device to replay before it answers.
@@ -331,19 +332,20 @@ class Parts:
         return tuple(dict.fromkeys(every))
 
 
-def embed_texts(model: bytes, tokenizer_json: bytes, texts: Sequence[str]) -> Vectors:
-    """A text model's embeddings in ONNX Runtime, float32 [n, dim]."""
+def text_embedder(model: bytes, tokenizer_json: bytes) -> Callable[[Sequence[str]], Vectors]:
+    """A text model in ONNX Runtime, opened once: texts -> float32 [n, dim]."""
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-    batch = tokenizer.encode_batch(list(texts))
-    feeds = {
-        "input_ids": np.array([encoding.ids for encoding in batch], np.int64),
-        "attention_mask": np.array([encoding.attention_mask for encoding in batch], np.int64),
-    }
     session = open_session(model, Model(file="text"), threads=1)
-    try:
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        batch = tokenizer.encode_batch(list(texts))
+        feeds = {
+            "input_ids": np.array([encoding.ids for encoding in batch], np.int64),
+            "attention_mask": np.array([encoding.attention_mask for encoding in batch], np.int64),
+        }
         return np.asarray(session.run(feeds, ("embedding",))[0], np.float32)
-    finally:
-        session.close()
+
+    return embed
 
 
 def square(side: int) -> Preprocess:

@@ -43,7 +43,7 @@ class Look:
         embedding: float32 [dim], unit length, in the image space.
         cells: float32 [1, cells, width], what the fusion decoder reads; no cells where the flavour has no decoder.
         meaning: float32 [dim of the text space], unit length, in the meaning space; None where the bundle has none.
-        focus: where to look closer; None where the bundle cannot.
+        focus: where to look closer; None where the bundle cannot, or has done so.
     """
 
     embedding: Vector
@@ -90,7 +90,9 @@ class Eye:
             first: if they were looked at already.
         """
         first = self.look(pixels) if first is None else first
-        return first if self.closer is None else self._with(pixels, first, (self.closer.margin,))
+        if self.closer is None or first.focus is None:
+            return first
+        return self._with(pixels, first, (self.closer.margin,))
 
     def study(self, pixels: Pixels) -> Look:
         """As thorough a look as there is, for what is taught: no deadline presses."""
@@ -104,7 +106,7 @@ class Eye:
         assert first.focus is not None
         side = self.closer.side
         parts = [self.embed(cut_out(pixels, first.focus, margin, side)) for margin in margins]
-        return replace(first, embedding=together([first.embedding, *parts]))
+        return replace(first, embedding=together([first.embedding, *parts]), focus=None)
 
     def close(self) -> None:
         """Release the model."""

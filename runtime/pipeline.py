@@ -37,7 +37,7 @@ from edge_ravlm.runtime.questions import (
 )
 from edge_ravlm.runtime.scene import is_still
 from edge_ravlm.runtime.searching import Searcher
-from edge_ravlm.runtime.voting import vote
+from edge_ravlm.runtime.voting import Vote, is_sure, vote
 
 DEFAULT_BUDGET_MS = 100.0
 _STANDING_QUESTIONS = 64
@@ -217,10 +217,14 @@ class Ravlm:
             look = self._encode(frame, region, pixels, deadline)
             found = None
             if generator is not None:
+                look = self._look_closer(frame, region, pixels, look, deadline)
                 found = generator.answer(question, look, frame.captured_at, standing.scope, deadline, hops)
             lasting = generator is None or (found is not None and found.complete)
             if found is None:
-                found = self._answer(standing, look.embedding, frame, deadline)
+                found, sure = self._answer(standing, look, frame, deadline)
+                closer = look if sure else self._look_closer(frame, region, pixels, look, deadline)
+                if closer is not look:
+                    found, _ = self._answer(standing, closer, frame, deadline)
             if lasting:  # what the clock cut short may be done better the next time
                 standing.settle(frame, pixels, found)
             return found
@@ -268,7 +272,7 @@ class Ravlm:
         return deadline.left_ms() > 0 and not deadline.fits("encode", *_AFTER_LOOKING)
 
     def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Look:
-        """Look at it, and closer if nobody said where to look and there is time; one Frame and region is seen once."""
+        """Look at it; one Frame and region is seen once."""
         with self._lock:
             if self._seen is None or self._seen[0] is not frame:
                 self._seen = (frame, {})
@@ -276,13 +280,22 @@ class Ravlm:
         if region not in known:
             with deadline.stage("encode"):
                 look = self._image.look(pixels)
-            if look.focus is not None and region is None and deadline.fits("second_look", *_AFTER_LOOKING):
-                with deadline.stage("second_look"):
-                    look = self._image.closer_look(pixels, look)
             known[region] = look
         return known[region]
 
-    def _answer(self, standing: Standing, vector: Vector, frame: Frame, deadline: Deadline) -> Answer:
+    def _look_closer(self, frame: Frame, region: Region | None, pixels: Pixels, look: Look, deadline: Deadline) -> Look:
+        """A closer look, if nobody said where to look and there is time; else the same."""
+        if look.focus is None or region is not None or not deadline.fits("second_look", *_AFTER_LOOKING):
+            return look
+        with deadline.stage("second_look"):
+            closer = self._image.closer_look(pixels, look)
+        with self._lock:
+            if self._seen is not None and self._seen[0] is frame:
+                self._seen[1][region] = closer
+        return closer
+
+    def _answer(self, standing: Standing, look: Look, frame: Frame, deadline: Deadline) -> tuple[Answer, bool]:
+        """The answer, and whether a closer look would not change it."""
         with deadline.stage("search"):
             if standing.topic is None:
                 question = self._text.embed_question(standing.question)
@@ -290,18 +303,19 @@ class Ravlm:
                 standing.topic = find_topic(self.memory, question, openness, standing.scope, self._rules)
             topic = standing.topic
             if topic.crowded:
-                topic = with_neighbours(self.memory, topic, vector, self._rules)
+                topic = with_neighbours(self.memory, topic, look.embedding, self._rules)
         with deadline.stage("vote"):
-            text, confidence, evidence, reason = self._decide(topic, vector)
-        return Answer(text, confidence, Level.RETRIEVED, evidence, deadline.latency(), frame.captured_at, reason)
+            outcome = None if topic.ballot is None else vote(look.embedding, topic.ballot, self._rules)
+            text, confidence, evidence, reason = self._decide(topic, outcome)
+        answer = Answer(text, confidence, Level.RETRIEVED, evidence, deadline.latency(), frame.captured_at, reason)
+        return answer, outcome is None or is_sure(outcome, self._rules)
 
-    def _decide(self, topic: Topic, vector: Vector) -> tuple[str, float, tuple[Evidence, ...], str]:
+    def _decide(self, topic: Topic, outcome: Vote | None) -> tuple[str, float, tuple[Evidence, ...], str]:
+        rules, ballot = self._rules, topic.ballot
         if topic.silence:
             return UNKNOWN, 0.0, (), topic.silence
-        if topic.ballot is None:
+        if ballot is None or outcome is None:
             return self._from_texts(topic)
-        rules, ballot = self._rules, topic.ballot
-        outcome = vote(vector, ballot, rules)
         if outcome.nearest < rules.image_floor:
             return UNKNOWN, 0.0, (), "the picture looks like nothing that was taught about this"
         members = np.flatnonzero(ballot.labels == ballot.labels[outcome.winner])

@@ -93,6 +93,11 @@ def vote(query: Vectors, ballot: Ballot, rules: Answering) -> Vote:
     return Vote(winner, float(shares[label] / shares.sum()), nearest, scores)
 
 
+def is_sure(outcome: Vote, rules: Answering) -> bool:
+    """Whether a first look that brought this needs no closer one."""
+    return outcome.nearest >= rules.image_floor and outcome.confidence >= max(rules.sure_above, rules.abstain_below)
+
+
 def unit(vectors: Vectors) -> Vectors:
     """Scale to unit length along the last axis; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,14 +23,14 @@ from edge_ravlm.bundle import Bundle
 from edge_ravlm.console import complain, say
 from edge_ravlm.errors import DataError, EdgeRavlmError
 from edge_ravlm.export.align import classes
-from edge_ravlm.export.align.classes import Embed, Vectors
+from edge_ravlm.export.align.classes import Embed
 from edge_ravlm.export.align.fit import Look, Observed, clean, fit, looking, observe
 from edge_ravlm.export.align.settings import AlignSettings
 from edge_ravlm.export.data import scenes
 from edge_ravlm.export.data.captioned import SOURCES, captioned
 from edge_ravlm.export.onnx_graph import image_graph, picture_graph
 from edge_ravlm.export.parity import recall
-from edge_ravlm.export.parts import embed_texts
+from edge_ravlm.export.parts import text_embedder
 from edge_ravlm.export.students import STUDENTS
 from edge_ravlm.export.students.image import ImageStudent
 from edge_ravlm.preprocess import Preprocess
@@ -102,9 +102,7 @@ def _run(given: argparse.Namespace) -> None:
     student, bundle = read_student(given.student, given.kind, given.side), Bundle.open(given.bundle)
     model, tokenizer = bundle.read(bundle.manifest.flavor("cpu-u8").text.file), bundle.read(bundle.manifest.tokenizer)
     shape, query = Preprocess(height=given.side, width=given.side), student.query.detach()
-
-    def embed(texts: Sequence[str]) -> Vectors:
-        return embed_texts(model, tokenizer, texts)
+    embed = text_embedder(model, tokenizer)
 
     train, unseen = scenes.stamps()
     # `captioned` gives the stamps in this order, and they come first.

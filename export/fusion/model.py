@@ -2,7 +2,8 @@
 
 Blocks are read one by one and written from together (fusion in the decoder, Izacard & Grave 2021, arXiv:2007.01282);
 the output is a mixture of generating and copying (See et al. 2017, arXiv:1704.04368). Pointer and attention are told
-where a copy would go on, so that one that has begun is followed, and its end is seen.
+where a copy would go on, so that one that has begun is followed, and its end is seen. Readers are told what stands
+beside what: an answer begins after "stands for", whatever it is made of.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ NEVER = -1e4
 
 _READS, _WRITES = 2, 4
 """Times that the feed-forward parts are wider than the rest: of all that is read there is much, of an answer little."""
+
+_BESIDE, _REACH = 2, 8
+"""Tokens on either side that a token is read together with, and from which on a distance is just far."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class FusionDecoder(nn.Module):
         self.cell_norm = nn.LayerNorm(shape.channels)
         self.cell = nn.Linear(shape.channels, width)
         self.joined = nn.Linear(2 * width, width) if shape.kind == "concat" else None
+        self.beside = _Beside(width)
         self.readers = nn.ModuleList(_Reader(width, shape.heads, shape.dropout) for _ in range(shape.readers))
         self.read_norm = nn.LayerNorm(width)
         self.writers = nn.ModuleList(_Writer(width, shape.heads, shape.dropout) for _ in range(shape.writers))
@@ -124,7 +129,7 @@ class FusionDecoder(nn.Module):
         known = self.features(features) + self.product(products * self.shape.dim)
         seen = self.cell(self.cell_norm(cells))
         x = self.words(tokens) + self.roles(roles) + self.places.weight[:t] + known[:, :, None]
-        x = self._with_picture(x, seen.mean(1))
+        x = self.beside(self._with_picture(x, seen.mean(1)), roles != EMPTY)
         mask = (roles == EMPTY).to(x.dtype) * NEVER
         # The question alone is read together with the picture, the entries each for themselves.
         unseen = 0.0 if self.shape.kind == "attention" else NEVER
@@ -133,7 +138,7 @@ class FusionDecoder(nn.Module):
         asked_mask = torch.cat([mask[:, 0, :q], torch.full_like(seen[..., 0], unseen)], dim=1)
         told, told_mask = x[:, 1:].reshape(-1, t, width), mask[:, 1:].reshape(-1, t)
         told = self._through(told, told_mask) if places is None else self._by_length(told, told_mask)
-        asked = self._through(asked, asked_mask)
+        asked = self._through(asked, asked_mask, seen.shape[1])
         question = asked[:, :q] if places is None else nn.functional.pad(asked[:, :q], (0, 0, 0, t - q))
         memory = torch.cat([question, told.reshape(n, -1, width), asked[:, q:]], dim=1)
         whole = torch.cat([mask[:, 0], told_mask.reshape(n, -1), asked_mask[:, q:]], dim=1)
@@ -186,10 +191,10 @@ class FusionDecoder(nn.Module):
         words = torch.softmax(x @ self.words.weight.T, dim=2) * (1 - gate)
         return words, torch.softmax(scores, dim=2) * gate, torch.stack(keys), torch.stack(values)
 
-    def _through(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Rows [n, t, width] and their mask [n, t] through the readers."""
+    def _through(self, x: Tensor, mask: Tensor, cells: int = 0) -> Tensor:
+        """Rows [n, t, width] and their mask [n, t] through the readers; the last ``cells`` stand beside nothing."""
         for reader in self.readers:
-            x = reader(x, mask)
+            x = reader(x, mask, cells)
         return x
 
     def _by_length(self, x: Tensor, mask: Tensor, groups: int = 4) -> Tensor:
@@ -239,20 +244,54 @@ class _Attention(nn.Module):
         return found
 
 
+class _Beside(nn.Module):
+    """Adds to each token what its neighbours are (a depthwise convolution over them; So et al. 2021, arXiv:2109.08668).
+
+    It begins as nothing.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.taps = nn.Parameter(torch.randn(2 * _BESIDE + 1, width) / math.sqrt(2 * _BESIDE + 1))
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, there: Tensor) -> Tensor:
+        """X [n, b, t, width], there [n, b, t]: what is a token."""
+        t = x.shape[2]
+        kept = x * there[..., None].to(x.dtype)
+        around = nn.functional.pad(kept, (0, 0, _BESIDE, _BESIDE))
+        mixed = torch.zeros_like(x)
+        for tap in range(2 * _BESIDE + 1):
+            mixed = mixed + around[:, :, tap : tap + t] * self.taps[tap]
+        found: Tensor = x + self.out(mixed)
+        return found
+
+
 class _Reader(nn.Module):
-    """A pre-norm encoder layer."""
+    """A pre-norm encoder layer whose attention knows how far apart two tokens are (Shaw et al. 2018, arXiv:1803.02155).
+
+    It is told by one number for each head and distance, added to the scores (Raffel et al. 2020, arXiv:1910.10683).
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.distances = nn.Embedding(2 * _REACH + 1, heads)
+        nn.init.zeros_(self.distances.weight)
         self.norm, self.attention = nn.LayerNorm(width), _Attention(width, heads)
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
         self.feed = _feed_forward(width, _READS)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """X [n, t, width], mask [n, t]."""
+    def forward(self, x: Tensor, mask: Tensor, cells: int) -> Tensor:
+        """X [n, t + cells, width], mask [n, t + cells]."""
         y, split = self.norm(x), self.attention.split
-        x = x + self.dropout(self.attention(y, split(self.key(y)), split(self.value(y)), mask[:, None, None]))
+        place = torch.arange(x.shape[1] - cells, device=x.device)
+        apart = (place[None] - place[:, None]).clamp(-_REACH, _REACH) + _REACH
+        near = nn.functional.pad(self.distances(apart).permute(2, 0, 1), (0, cells, 0, cells))
+        scores = mask[:, None, None] + near
+        x = x + self.dropout(self.attention(y, split(self.key(y)), split(self.value(y)), scores))
         found: Tensor = x + self.dropout(self.feed(x))
         return found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,19 +18,21 @@ pytestmark = pytest.mark.export
 DIM = 32
 
 
-def task(rng: np.random.Generator, noise: float) -> Seen:
-    """Two states around a common view; noise blurs them, other views lie elsewhere."""
+def task(rng: np.random.Generator, noise: float, blur: float | None = None) -> Seen:
+    """Two states of a view, blurred by noise, at first look ``blur`` times as much; other views lie elsewhere."""
     view, *states = unit(rng.normal(size=(3, DIM)))
     centres = [unit(view + 0.6 * state) for state in states]
 
-    def draw(state: int) -> np.ndarray:
-        return unit(centres[state] + noise * rng.normal(size=DIM) / np.sqrt(DIM))
+    def draw(state: int, times: float = 1.0) -> np.ndarray:
+        return unit(centres[state] + times * noise * rng.normal(size=DIM) / np.sqrt(DIM))
 
     taught = [(draw(s), s) for s in (0, 1) for _ in range(4)]
     truth = np.array([0, 1] * 6)
     names = [f"{s:03d}" for _, s in taught]
     ballot = Ballot.of(range(8), names, np.float32([vector for vector, _ in taught]))
-    return Seen(ballot, np.float32([draw(int(s)) for s in truth]), truth, np.float32(unit(rng.normal(size=(2, DIM)))))
+    asked, foreign = np.float32([draw(int(s)) for s in truth]), np.float32(unit(rng.normal(size=(2, DIM))))
+    glanced = asked if blur is None else np.float32([draw(int(s), blur) for s in truth])
+    return Seen(ballot, asked, truth, foreign, glanced)
 
 
 def texts(rng: np.random.Generator) -> TextPairs:
@@ -56,12 +61,32 @@ def test_a_question_is_rather_answered_than_met_with_silence() -> None:
     assert np.quantile(texts(rng).unrelated, 0.7) < rules.text_floor < np.quantile(texts(rng).related, 0.02)
 
 
+def test_a_first_look_is_enough_where_it_is_sure() -> None:
+    rng = np.random.default_rng(0)
+    rules = fit([task(rng, 0.5, blur=2.0) for _ in range(60)], texts(rng))
+    assert rules.abstain_below <= rules.sure_above < 1
+    tasks = [task(rng, 0.5, blur=2.0) for _ in range(60)]
+    found = judge(tasks, texts(rng), rules)
+    always = judge(tasks, texts(rng), msgspec.structs.replace(rules, sure_above=1.0))
+    assert always.looked_closer == 1.0
+    assert 0.1 < found.looked_closer < 0.9
+    assert found.wrong <= always.wrong + 2 * answering.SURE_LOSS
+    unsure = judge(tasks, texts(rng), msgspec.structs.replace(rules, sure_above=0.0))
+    assert unsure.wrong > found.wrong, "without the threshold blurred looks would be believed"
+
+
+def test_looks_that_are_never_right_are_never_enough() -> None:
+    rng = np.random.default_rng(0)
+    upside_down = [replace(one, glanced=one.asked[::-1]) for one in (task(rng, 0.3) for _ in range(20))]
+    assert fit(upside_down, texts(rng)).sure_above == 1.0
+
+
 def test_answers_are_states_or_minus_one() -> None:
     rng = np.random.default_rng(3)
     rules = fit([task(rng, 0.3) for _ in range(30)], texts(rng))
     seen = task(rng, 0.3)
     assert (answering.answers(seen, rules) == seen.truth).mean() > 0.9
-    opposite = Seen(seen.ballot, -seen.asked, seen.truth, seen.foreign)
+    opposite = replace(seen, asked=-seen.asked)
     assert set(answering.answers(opposite, rules).tolist()) == {-1}
 
 

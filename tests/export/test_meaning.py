@@ -15,7 +15,7 @@ import torch
 from edge_ravlm.bundle import Bundle, write_bundle
 from edge_ravlm.errors import UsageError
 from edge_ravlm.export.align.head import Meaning, with_meaning
-from edge_ravlm.export.parts import embed_texts
+from edge_ravlm.export.parts import text_embedder
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import UNKNOWN
 from edge_ravlm.runtime.pipeline import Ravlm, load, open_memory
@@ -48,7 +48,7 @@ def bundle(plain: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     middle, apart = features.mean(0), features - features.mean(0)
     head.widen.weight.copy_(apart)
     head.widen.bias.copy_(-apart @ middle)
-    head.project.weight.copy_(torch.from_numpy(embed_texts(text, tokenizer, list(SEEN)).T))
+    head.project.weight.copy_(torch.from_numpy(text_embedder(text, tokenizer)(list(SEEN)).T))
     head.project.bias.zero_()
     contents = {record.path: plain.read(record.path) for record in manifest.files}
     graph = onnx.load_model_from_string(contents[flavor.image.file])

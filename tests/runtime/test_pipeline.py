@@ -68,6 +68,26 @@ def test_evidence_is_a_few_memories_of_the_winning_answer_best_first(ravlm: Ravl
     assert [evidence.id for evidence in answer.evidence] == ids[:3]
 
 
+@pytest.mark.parametrize(("sure_above", "looks"), [(0.0, 1), (1.0, 2)])
+def test_a_first_look_that_is_sure_is_enough(sure_above: float, looks: int, yard: Any, strange: Any) -> None:
+    bundle = Bundle.open("starter")
+    rules = msgspec.structs.replace(bundle.manifest.answering, sure_above=sure_above)
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, answering=rules)
+    with load(bundle, threads=1, budget_ms=60_000) as ravlm:
+        for picture, text in ((yard.closed, CLOSED), (yard.open, OPEN)):
+            ravlm.remember(picture, text)
+
+        def stages(picture: Any, region: Region | None = None) -> set[str]:
+            return {"encode", "second_look"} & set(ravlm.ask(picture, QUESTION, region=region).latency.stages_ms)
+
+        assert len(stages(yard.open_later)) == looks
+        assert len(stages(strange)) == 2, "an abstention is never sure"
+        assert len(stages(yard.closed_later, yard.gate)) == 1, "who gives a region has said where to look"
+        frame = Frame.of(yard.closed_later)
+        assert len(stages(frame)) == looks
+        assert not stages(frame), "one frame is looked at once"
+
+
 def test_before_teaching_it_does_not_know(ravlm: Ravlm, yard: Any) -> None:
     answer = ravlm.ask(yard.closed, QUESTION)
     assert (answer.text, answer.confidence, answer.evidence) == (UNKNOWN, 0.0, ())

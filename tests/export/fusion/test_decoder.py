@@ -20,6 +20,7 @@ from edge_ravlm.export.fusion.making import agreement, threshold
 from edge_ravlm.export.fusion.model import FusionDecoder, Shape, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.fusion.training import Lesson, judge, predicted, train
+from edge_ravlm.runtime.fusion.layout import FEATURES, TOLD
 from tests.export.fusion.conftest import CELLS, CHANNELS, DIM, texts
 
 pytestmark = pytest.mark.export
@@ -28,7 +29,42 @@ pytestmark = pytest.mark.export
 def made(tokenizer: Tokenizer, **sizes: Any) -> FusionDecoder:
     torch.manual_seed(0)
     vocab = tokenizer.get_vocab_size()
-    return FusionDecoder(Shape(vocab, width=48, heads=4, dim=DIM, channels=CHANNELS, **sizes)).eval()
+    decoder = FusionDecoder(Shape(vocab, width=48, heads=4, dim=DIM, channels=CHANNELS, **sizes)).eval()
+    for part in decoder.parameters():
+        if not part.any():  # what begins as nothing would hide a mistake
+            torch.nn.init.normal_(part, std=0.2)
+    return decoder
+
+
+def beside(decoder: FusionDecoder, tokens: list[int]) -> torch.Tensor:
+    """Pointers to the tokens of one block."""
+    shape = (1, 2, len(tokens))
+    block = torch.tensor(tokens).expand(shape)
+    nothing = torch.zeros(1, 2, len(FEATURES)), torch.zeros(1, 2, DIM), torch.zeros(1, CELLS, CHANNELS)
+    return decoder.read(block, torch.full(shape, TOLD), *nothing).pointers[0, len(tokens) : 2 * len(tokens)]
+
+
+@torch.no_grad()
+def test_the_same_word_reads_otherwise_beside_another_one(tokenizer: Tokenizer):
+    decoder = made(tokenizer)
+    for reader in decoder.readers:
+        torch.nn.init.zeros_(reader.attention.out.weight)  # without attention, neighbours are all that differs
+    one, other = beside(decoder, [7, 8, 9, 10, 11, 12, 13]), beside(decoder, [7, 20, 9, 10, 11, 12, 13])
+    same = torch.isclose(one, other, atol=1e-6).all(1).tolist()
+    assert same == [False, False, False, False, True, True, True], "two on either side"
+
+
+@torch.no_grad()
+def test_attention_knows_how_far_apart_words_are(tokenizer: Tokenizer):
+    decoder = made(tokenizer)
+    torch.nn.init.zeros_(decoder.places.weight)
+    torch.nn.init.zeros_(decoder.beside.out.weight)
+    near, far = beside(decoder, [7, 8, 9, 9, 9, 9, 9]), beside(decoder, [7, 9, 9, 9, 9, 8, 9])
+    assert not torch.allclose(near[0], far[0], atol=1e-4)
+    for reader in decoder.readers:
+        torch.nn.init.zeros_(reader.distances.weight)
+    near, far = beside(decoder, [7, 8, 9, 9, 9, 9, 9]), beside(decoder, [7, 9, 9, 9, 9, 8, 9])
+    assert torch.allclose(near[0], far[0], atol=1e-5), "nothing else tells them apart"
 
 
 @pytest.fixture(scope="module")
