@@ -11,7 +11,7 @@ from typing import Any
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 """Instruction sets that decide how fast INT8 and FP32 run."""
 
-LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "tokenizers", "torch", "usearch")
+LIBRARIES = ("numpy", "onnxruntime", "openvino", "opencv-python-headless", "tokenizers", "torch", "usearch")
 
 
 def machine() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Closer
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
+from edge_ravlm.runtime.backends.choice import open_fastest
 from edge_ravlm.runtime.closer import ATTENTION, EXTENT, Focus, cut_out, find, together
 
 MAX_QUESTION = 1_000
@@ -120,32 +121,36 @@ class ImageEncoder(Eye):
         bundle: an opened bundle.
         flavor: which of its quantization flavours.
         threads: CPU threads; 0 leaves the choice to the backend.
+        backend: of a CPU's flavour, see ``backends.choice.open_fastest``.
 
     Attributes:
         preprocess: what all of its methods have to be given.
         space: of the embeddings.
+        backend: what runs the model.
         warm_ms: the fastest run so far.
     """
 
-    def __init__(self, bundle: Bundle, flavor: str, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, flavor: str, threads: int = 0, backend: str | None = None) -> None:
         manifest, models = bundle.manifest, bundle.manifest.flavor(flavor)
         self.space = manifest.image_space
         outputs = (TOKENS,) * (models.fusion is not None) + (MEANING,) * (manifest.meaning_space is not None)
-        session = open_session(bundle.read(models.image.file), models.image, threads, bundle)
+        pixels, _ = golden = _golden(bundle)
+        self.backend, session = open_fastest(
+            bundle.read(models.image.file), models.image, threads, bundle, {"image": pixels[:1]}, EMBEDDING, backend
+        )
         super().__init__(session, manifest.preprocess, manifest.closer, outputs)
         try:
-            self._replay(bundle)
+            self._replay(bundle.where, *golden)
         except BaseException:
             self.close()
             raise
 
-    def _replay(self, bundle: Bundle) -> None:
+    def _replay(self, where: str, pixels: Pixels, expected: Vector) -> None:
         """Embed the bundle's golden frames; that also warms the session up.
 
         Raises:
             BundleError: this machine computes something else than full precision did at export.
         """
-        pixels, expected = _golden(bundle)
         spent: list[float] = []
         cosines: list[float] = []
         for frame, wanted in zip(pixels, expected, strict=True):
@@ -155,7 +160,7 @@ class ImageEncoder(Eye):
         self.warm_ms = min(spent)
         if not min(cosines) >= GOLDEN_COSINE:  # not: NaN is refused as well
             raise BundleError(
-                bundle.where,
+                where,
                 expected=f"golden frames with a cosine of at least {GOLDEN_COSINE} to full precision",
                 got=f"{min(cosines):.3f} on this machine",
                 do="use another flavour, or report this with the output of `edge-ravlm doctor --json`",

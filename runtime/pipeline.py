@@ -62,13 +62,23 @@ class Ravlm:
         flavor: which of the bundle's quantization flavours to run.
         budget_ms: from a frame's capture to its answer, unless a call says otherwise.
         threads: CPU threads of the image encoder and the fusion decoder.
+        backend: what runs the image encoder of a CPU's flavour, see ``backends.choice.open_fastest``.
     """
 
-    def __init__(self, bundle: Bundle, memory: Memory, *, flavor: str, budget_ms: float, threads: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        memory: Memory,
+        *,
+        flavor: str,
+        budget_ms: float,
+        threads: int,
+        backend: str | None = None,
+    ) -> None:
         self.bundle, self.memory, self.flavor = bundle, memory, flavor
         self.budget_ms = check_budget(budget_ms)
         self._rules = bundle.manifest.answering
-        self._image = ImageEncoder(bundle, flavor, threads)
+        self._image = ImageEncoder(bundle, flavor, threads, backend)
         self._text = TextEncoder(bundle, flavor)
         self._generator: Generator | None = None
         if bundle.manifest.flavor(flavor).fusion is not None:
@@ -81,6 +91,11 @@ class Ravlm:
         self._standing: OrderedDict[tuple[str, Region | None, Where, int], Standing] = OrderedDict()
         self._lock = threading.Lock()
         self._seen: tuple[Frame, dict[Region | None, Look]] | None = None
+
+    @property
+    def backend(self) -> str:
+        """What runs the image encoder."""
+        return self._image.backend
 
     def __enter__(self) -> Ravlm:
         return self
@@ -397,6 +412,7 @@ def load(
     threads: int | None = None,
     create: bool = True,
     read_only: bool = False,
+    backend: str | None = None,
 ) -> Ravlm:
     """Open a bundle and a memory.
 
@@ -408,17 +424,20 @@ def load(
         threads: CPU threads of the image encoder; None takes up to four.
         create: whether a memory may be made where there is none.
         read_only: never write to the memory.
+        backend: what runs the image encoder on a CPU: ``auto``, ``onnxruntime`` or ``openvino``. None is what the
+            environment variable ``EDGE_RAVLM_BACKEND`` says, else ``auto``: OpenVINO where it is installed and was
+            faster when it was tried, which the first call does.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     threads = usual_threads() if threads is None else threads
     check_budget(budget_ms)
     if memory is not None:
         store = open_memory(opened, memory, create=create and not read_only, read_only=read_only)
-        return _ready(Ravlm, opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
+        return _ready(Ravlm, opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads, backend=backend)
     scratch = tempfile.TemporaryDirectory(prefix="edge-ravlm-")
     try:
         store = open_memory(opened, Path(scratch.name) / "scratch.memory")
-        ravlm = _ready(_Scratch, opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads)
+        ravlm = _ready(_Scratch, opened, store, flavor=flavor, budget_ms=budget_ms, threads=threads, backend=backend)
     except BaseException:
         scratch.cleanup()
         raise

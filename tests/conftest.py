@@ -12,6 +12,14 @@ import pytest
 from edge_ravlm.bundle import Bundle, write_bundle
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_backend() -> Iterator[None]:
+    """Which backend is faster here is no matter of a test; those of the other one name it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_RAVLM_BACKEND", "onnxruntime")
+        yield
+
+
 @pytest.fixture(scope="session")
 def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The starter as it would be without a decoder and without a head that puts pictures among texts."""

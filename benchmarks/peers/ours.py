@@ -51,19 +51,20 @@ class Pipeline:
 
 
 def retrieved(job: Job) -> Pipeline:
-    """Asked about the whole frame: with a closer look."""
-    return Pipeline(_load(job), job)
+    """Asked about the whole frame: with a closer look where the first one is not sure."""
+    return Pipeline(opened(job), job)
 
 
 def retrieved_region(job: Job) -> Pipeline:
     """Asked about a region, a quarter of the frame: one look."""
-    return Pipeline(_load(job), job, GATE)
+    return Pipeline(opened(job), job, GATE)
 
 
 def generated(job: Job) -> Pipeline:
     """Asked about the whole frame, answered by the fusion decoder."""
-    return Pipeline(_load(job), job, generate=True)
+    return Pipeline(opened(job), job, generate=True)
 
 
-def _load(job: Job) -> Ravlm:
-    return edge_ravlm.load(STARTER, flavor=FLAVOR, budget_ms=BUDGET_MS, threads=job.threads)
+def opened(job: Job, backend: str | None = None) -> Ravlm:
+    """The starter; the backend is what wins here unless one is named."""
+    return edge_ravlm.load(STARTER, flavor=FLAVOR, budget_ms=BUDGET_MS, threads=job.threads, backend=backend)

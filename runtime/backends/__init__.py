@@ -15,6 +15,7 @@ from edge_ravlm.manifest import Model
 
 BACKENDS = {
     "onnxruntime": "edge_ravlm.runtime.backends.onnxruntime:OnnxRuntimeSession",
+    "openvino": "edge_ravlm.runtime.backends.openvino:OpenVinoSession",
     "tensorrt": "edge_ravlm.runtime.backends.tensorrt:TensorRtSession",
 }
 """Backend name in the manifest -> the class, imported on first use."""
@@ -57,12 +58,13 @@ def open_session(model: bytes, spec: Model, threads: int = 0, bundle: Bundle | N
     """
     if spec.backend != FALLBACK:
         try:
-            return _backend(spec.backend).open(model, spec, threads, bundle)
+            return backend_named(spec.backend).open(model, spec, threads, bundle)
         except (EngineError, MissingExtra) as reason:
             _log.warning("model '%s': running it in ONNX Runtime on the CPU; %s", spec.file, str(reason))
-    return _backend(FALLBACK).open(model, spec, threads, bundle)
+    return backend_named(FALLBACK).open(model, spec, threads, bundle)
 
 
-def _backend(name: str) -> type[Session]:
+def backend_named(name: str) -> type[Session]:
+    """One of BACKENDS, imported."""
     module, _, kind = BACKENDS[name].partition(":")
     return cast(type[Session], getattr(import_module(module), kind))

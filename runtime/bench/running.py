@@ -101,7 +101,7 @@ def run(bundle: Bundle, wish: Wish, folder: Path, bar: Bar) -> Outcome:
         scenario=wish.scenario,
         valid=not why,
         because=why,
-        setting=_setting(bundle, wish, threads),
+        setting=_setting(ravlm, wish, threads),
         quality={
             "accuracy": accuracy(records),
             "answers": len(records),
@@ -160,7 +160,8 @@ def _warm(ravlm: Ravlm, workload: Workload, generate: bool) -> float:
     return min(workload.ask(ravlm, one, generate=generate).latency.total_ms for one in some)
 
 
-def _setting(bundle: Bundle, wish: Wish, threads: int) -> dict[str, Any]:
+def _setting(ravlm: Ravlm, wish: Wish, threads: int) -> dict[str, Any]:
+    bundle = ravlm.bundle
     return {
         "machine": machine(),
         "libraries": libraries(),
@@ -168,6 +169,7 @@ def _setting(bundle: Bundle, wish: Wish, threads: int) -> dict[str, Any]:
         "bundle_sha256": bundle.sha256,
         "flavor": wish.flavor,
         "precision": "INT8",
+        "backend": ravlm.backend,
         "threads": threads,
         "workers": wish.rules.workers,
         "level": "generated" if wish.generate else "retrieved",
