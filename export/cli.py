@@ -28,6 +28,7 @@ def export(
     target: str,
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     allow_below_gate: bool = False,
+    keep_work: bool = False,
     json: bool = False,
 ) -> None:
     """Distil, quantize, build and prove a bundle for a device.
@@ -38,6 +39,7 @@ def export(
         target: the device's profile, for instance cpu-x86 or rtx-40.
         output: the bundle's folder; new or empty.
         allow_below_gate: ship even what misses a limit of the parity gate; the manifest records it.
+        keep_work: leave the folder beside the output with what was trained, in full precision: '.NAME.work'.
         json: print one JSON object.
     """
     from edge_ravlm.targets import target as profile
@@ -49,7 +51,8 @@ def export(
 
     what, data = read_recipe(recipe)
     base = Path(recipe).parent if Path(recipe).is_file() else Path()
-    bundle = make(what, data, wanted, output, base=base, bar=progress, allow_below_gate=allow_below_gate)
+    allowed = {"allow_below_gate": allow_below_gate, "keep_work": keep_work}
+    bundle = make(what, data, wanted, output, base=base, bar=progress, **allowed)
     parity = bundle.manifest.parity
     if json:
         say_json({"bundle": str(output), "sha256": bundle.sha256, "target": target, "parity": parity})

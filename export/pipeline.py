@@ -59,6 +59,7 @@ def export(
     base: Path,
     bar: Bar,
     allow_below_gate: bool = False,
+    keep_work: bool = False,
 ) -> Bundle:
     """Make the bundle.
 
@@ -70,6 +71,7 @@ def export(
         base: the folder that the recipe's paths are relative to.
         bar: opens progress bars.
         allow_below_gate: ship a bundle that misses a limit of the gate; the manifest says so.
+        keep_work: leave the work folder, which holds what was trained in full precision.
 
     Raises:
         GateError: a quantized model does not behave like its original.
@@ -94,7 +96,8 @@ def export(
     job = _Job(Parts(recipe, target, gathered, work, base, bar))
     contents, manifest = job.contents(recipe_bytes, allow_below_gate)
     bundle = write_bundle(out, manifest, contents)
-    shutil.rmtree(work)
+    if not keep_work:
+        shutil.rmtree(work)
     return bundle
 
 
