@@ -85,6 +85,7 @@ def measured(quick: bool) -> dict[str, Any]:
     """All three runs."""
     workload = yard()
     with edge_ravlm.load("starter", threads=THREADS) as ravlm:
+        ravlm.settle()
         workload.instruct(ravlm)
         p50_ms = _median_ms(ravlm, workload)
         budget_ms = BUDGET_OVER_P50 * p50_ms

@@ -242,6 +242,7 @@ def writing(longest: int, repeats: int) -> Point:
     """Write an answer of so many tokens, or of as many as the decoder has to say."""
     bundle = Bundle.open(STARTER)
     image, decoder = ImageEncoder(bundle, FLAVOR, THREADS), FusionDecoder(bundle, FLAVOR, THREADS)
+    image.settle()
     decoder.spec = msgspec.structs.replace(decoder.spec, longest=longest)
     cells = image.look(image.preprocess(Frame(pictures(1, seed=2)[0]))).cells
     prompt = decoder.lay_out(_ASKED_CODE, [Passage(_CODE)] * decoder.spec.entries)
@@ -306,7 +307,9 @@ def _teach(folder: Path) -> None:
 
 def _opened(folder: Path) -> Ravlm:
     bundle = Bundle.open(STARTER)
-    return Ravlm(bundle, open_memory(bundle, folder), flavor=FLAVOR, budget_ms=_BUDGET_MS, threads=THREADS)
+    ravlm = Ravlm(bundle, open_memory(bundle, folder), flavor=FLAVOR, budget_ms=_BUDGET_MS, threads=THREADS)
+    ravlm.settle()
+    return ravlm
 
 
 def _resident() -> Point:

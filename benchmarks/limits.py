@@ -52,7 +52,7 @@ from edge_ravlm.export.roofline import FRAME, Rates, bound, preprocessing, searc
 from edge_ravlm.export.yardsticks import Product
 from edge_ravlm.frames import Frame
 from edge_ravlm.manifest import Model
-from edge_ravlm.runtime.backends.choice import open_fastest
+from edge_ravlm.runtime.backends.choice import open_fastest, settle
 from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.encoders import EMBEDDING, ImageEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder
@@ -204,7 +204,8 @@ def encoder_over_floor(bundle: Bundle, encoder: Encoder, product: Product, round
         rounds: that the ratio is the median of.
         looks: in a round.
     """
-    backend, session = open_fastest(encoder.model, encoder.spec, THREADS, bundle, encoder.feeds, EMBEDDING)
+    session = open_fastest(encoder.model, encoder.spec, THREADS, bundle, [encoder.feeds], EMBEDDING)
+    settle(session)
     ratios, every = list[float](), list[float]()
     for number in range(-1, rounds):  # the first warms up
         time.sleep(_REST_S)
@@ -219,7 +220,7 @@ def encoder_over_floor(bundle: Bundle, encoder: Encoder, product: Product, round
     session.close()
     over, p50_ms = statistics.median(ratios), statistics.median(every) * 1e3
     return {
-        "backend": backend,
+        "backend": session.name,
         "p50_ms": round(p50_ms, 3),
         "gmac": round(encoder.work.macs / 1e9, 4),
         "floor_ms": round(p50_ms / over, 3),
@@ -320,6 +321,7 @@ def _answering(bundle: Bundle, frames: int, folder: Path) -> dict[str, float]:
     stages: defaultdict[str, list[float]] = defaultdict(list)
     shown = pictures(16, seed=2)
     with Ravlm(bundle, open_memory(bundle, folder), flavor=FLAVOR, budget_ms=_BUDGET_MS, threads=THREADS) as ravlm:
+        ravlm.settle()
         teach(ravlm)
         for number in range(-_WARM_UP, frames):
             time.sleep(_REST_S)
@@ -342,6 +344,7 @@ def _searching(entries: int, queries: int, folder: Path) -> float:
 def _writing(bundle: Bundle, encoder: Encoder, times: int) -> tuple[dict[str, float], list[dict[str, int]]]:
     """Median ms of reading a question and of writing its answer; sizes of the graphs' dimensions at each step."""
     image, decoder = ImageEncoder(bundle, FLAVOR, THREADS), FusionDecoder(bundle, FLAVOR, THREADS)
+    image.settle()
     cells = image.look(encoder.feeds["image"]).cells
     prompt = decoder.lay_out(QUESTION, [Passage(TEXTS[i % 2]) for i in range(decoder.spec.entries)])
     state = decoder.prefill(prompt, cells)

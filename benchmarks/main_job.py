@@ -103,6 +103,7 @@ def at_level(answer: Answer, level: Level) -> Answer:
 def answering(bundle: Bundle, folder: Path, rounds: int) -> dict[str, Any]:
     """Frame to answer; leaves the taught memory in ``folder``."""
     with Ravlm(bundle, open_memory(bundle, folder), flavor=FLAVOR, budget_ms=BUDGET_MS, threads=THREADS) as ravlm:
+        ravlm.settle()
         teach(ravlm)
         with progress("frames", WARM_UP_ROUNDS + rounds) as advance:
             return spent(answers_to(ravlm, rounds, advance))

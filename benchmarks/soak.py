@@ -145,6 +145,7 @@ def _app(folder: Path, url: str) -> Path:
     with open_camera(clip_path) as camera:
         frames = [frame.pixels for frame in camera.frames()]
     with edge_ravlm.load("starter", memory=folder / "yard.memory", threads=THREADS) as ravlm:
+        ravlm.settle()
         for thing in clip.things:
             for state, rows in clip.teach[thing.name].items():
                 for row in rows:

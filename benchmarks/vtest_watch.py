@@ -138,6 +138,7 @@ def watch(
     """Teach a fresh memory, then ask about every frame in order."""
     region, truth = Region.box(*labels.box, name="walkway"), labels.by_frame()
     with edge_ravlm.load(bundle, flavor=FLAVOR, threads=THREADS) as ravlm:
+        ravlm.settle()
         for pixels, label in taught:
             ravlm.remember(pixels, TEXTS[label], region=region)
         for index, pixels in frames:

@@ -19,7 +19,7 @@ from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Closer
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
-from edge_ravlm.runtime.backends.choice import open_fastest
+from edge_ravlm.runtime.backends.choice import open_fastest, settle
 from edge_ravlm.runtime.closer import ATTENTION, EXTENT, Focus, cut_out, find, together
 
 MAX_QUESTION = 1_000
@@ -126,7 +126,6 @@ class ImageEncoder(Eye):
     Attributes:
         preprocess: what all of its methods have to be given.
         space: of the embeddings.
-        backend: what runs the model.
         warm_ms: the fastest run so far.
     """
 
@@ -135,15 +134,27 @@ class ImageEncoder(Eye):
         self.space = manifest.image_space
         outputs = (TOKENS,) * (models.fusion is not None) + (MEANING,) * (manifest.meaning_space is not None)
         pixels, _ = golden = _golden(bundle)
-        self.backend, session = open_fastest(
-            bundle.read(models.image.file), models.image, threads, bundle, {"image": pixels[:1]}, EMBEDDING, backend
-        )
+        sizes = [pixels[:1]]
+        if manifest.closer is not None:
+            sizes.append(np.zeros((1, manifest.closer.side, manifest.closer.side, 3), np.uint8))
+        feeds = [{"image": of_size} for of_size in sizes]
+        model = bundle.read(models.image.file)
+        session = open_fastest(model, models.image, threads, bundle, feeds, EMBEDDING, backend)
         super().__init__(session, manifest.preprocess, manifest.closer, outputs)
         try:
             self._replay(bundle.where, *golden)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def backend(self) -> str:
+        """What runs the model now."""
+        return self._session.name
+
+    def settle(self) -> None:
+        """See ``backends.choice.settle``."""
+        settle(self._session)
 
     def _replay(self, where: str, pixels: Pixels, expected: Vector) -> None:
         """Embed the bundle's golden frames; that also warms the session up.

@@ -94,8 +94,12 @@ class Ravlm:
 
     @property
     def backend(self) -> str:
-        """What runs the image encoder."""
+        """What runs the image encoder now."""
         return self._image.backend
+
+    def settle(self) -> None:
+        """Wait until the image encoder runs in the library that it will go on with, as benchmarks should."""
+        self._image.settle()
 
     def __enter__(self) -> Ravlm:
         return self
@@ -425,8 +429,8 @@ def load(
         create: whether a memory may be made where there is none.
         read_only: never write to the memory.
         backend: what runs the image encoder on a CPU: ``auto``, ``onnxruntime`` or ``openvino``. None is what the
-            environment variable ``EDGE_RAVLM_BACKEND`` says, else ``auto``: OpenVINO where it is installed and was
-            faster when it was tried, which the first call does.
+            environment variable ``EDGE_RAVLM_BACKEND`` says, else ``auto``: ONNX Runtime at first, and some seconds
+            later OpenVINO, where that is installed and faster (measured once, and remembered).
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     threads = usual_threads() if threads is None else threads

@@ -29,6 +29,7 @@ class Pipeline:
 
     def __init__(self, ravlm: Ravlm, job: Job, region: Region | None = None, *, generate: bool = False) -> None:
         self._ravlm, self._region, self._generate = ravlm, region, generate
+        ravlm.settle()
         shown = zip(job.stored("taught"), job.texts, strict=True)
         ravlm.memory.add([ravlm.entry(picture, text, region=region) for picture, text in shown])
         others = {name: filler(len(job.filler), space.dim) for name, space in ravlm.memory.spaces.items()}

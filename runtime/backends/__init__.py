@@ -26,7 +26,14 @@ _log = logging.getLogger(__name__)
 
 
 class Session(Protocol):
-    """A model ready to run."""
+    """A model ready to run.
+
+    Attributes:
+        name: of the backend, see BACKENDS.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
 
     @classmethod
     def open(cls, model: bytes, spec: Model, threads: int, bundle: Bundle | None, /) -> Session:

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import os
 import statistics
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.cache import cache_folder, write_whole
 from edge_ravlm.errors import EngineError, UsageError
-from edge_ravlm.machine import machine, version
 from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends import FALLBACK, Session, backend_named, open_session
 
@@ -35,6 +35,11 @@ _WORTH = 0.95
 _ALIKE = 0.98
 """Cosine between what the two compute."""
 
+_LATER_S = 1.0
+"""Seconds after which the other library is looked at, so that the first answers do not wait for it."""
+
+Feeds = Mapping[str, NDArray[Any]]
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,10 +48,10 @@ def open_fastest(
     spec: Model,
     threads: int,
     bundle: Bundle,
-    feeds: Mapping[str, NDArray[Any]],
+    feeds: Sequence[Feeds],
     output: str,
     wish: str | None = None,
-) -> tuple[str, Session]:
+) -> Session:
     """Open an image model where it runs fastest.
 
     Args:
@@ -54,12 +59,10 @@ def open_fastest(
         spec: its entry in the manifest.
         threads: CPU threads.
         bundle: where it came from.
-        feeds: one picture to measure with.
+        feeds: one picture of every size that will come; the first is measured with.
         output: float32 [1, dim], what has to come out alike.
-        wish: one of WISHES; None is what VARIABLE says, else ``auto``: OpenVINO where it is installed and wins.
-
-    Returns:
-        the backend's name and the session.
+        wish: one of WISHES; None is what VARIABLE says, else ``auto``: ONNX Runtime at first, and OpenVINO from the
+            moment on at which it is ready, where it is installed and wins.
 
     Raises:
         UsageError: there is no such backend.
@@ -68,49 +71,117 @@ def open_fastest(
     wish = os.environ.get(VARIABLE, AUTO) if wish is None else wish
     if wish not in WISHES:
         raise UsageError("backend", expected=", ".join(WISHES), got=f"'{wish}'", do=f"correct it, or unset {VARIABLE}")
-    if spec.backend != FALLBACK:
-        return spec.backend, open_session(model, spec, threads, bundle)
-    if wish == AUTO:
-        wish = FALLBACK if find_spec("openvino") is None else _faster(model, spec, threads, feeds, output)
-    if wish == OPENVINO:
-        return OPENVINO, backend_named(OPENVINO).open(model, spec, threads, bundle)
-    return FALLBACK, open_session(model, spec, threads, bundle)
+    if wish == OPENVINO and spec.backend == FALLBACK:
+        return backend_named(OPENVINO).open(model, spec, threads, bundle)
+    first = open_session(model, spec, threads, bundle)
+    if wish == FALLBACK or spec.backend != FALLBACK or find_spec("openvino") is None:
+        return first
+    known = _Known(model, threads)
+    if known.winner == FALLBACK:
+        return first
 
-
-def _faster(model: bytes, spec: Model, threads: int, feeds: Mapping[str, NDArray[Any]], output: str) -> str:
-    """Which of the two; measured with the first call, and again where the processor, a version or the model changed."""
-    here = msgspec.json.encode([machine(), version("onnxruntime"), version("openvino"), threads])
-    file = cache_folder() / "backends" / hashlib.sha256(model + here).hexdigest()[:32]
-    with suppress(OSError):
-        known = file.read_text(encoding="ascii")
-        if known in WISHES[1:]:
-            return known
-    found = _measured(model, spec, threads, feeds, output)
-    with suppress(OSError):
-        write_whole(file, found.encode())
-    return found
-
-
-def _measured(model: bytes, spec: Model, threads: int, feeds: Mapping[str, NDArray[Any]], output: str) -> str:
-    first, second = (backend_named(name).open(model, spec, threads, None) for name in (FALLBACK, OPENVINO))
-    try:
-        (mine,), (theirs,) = (session.run(feeds, (output,)) for session in (first, second))
-        alike = float(mine[0] @ theirs[0])
-        spent = [[_seconds(session, feeds, output) for session in (first, second)] for _ in range(_TURNS)]
-    except EngineError as error:
-        _log.info("%s", error)
-        return FALLBACK
-    finally:
-        first.close()
+    def open_second() -> Session | None:
+        second = backend_named(OPENVINO).open(model, spec, threads, bundle)
+        try:
+            for of_size in feeds:  # compiled now, and not while somebody waits for an answer
+                second.run(of_size, (output,))
+            if known.winner is None:
+                known.keep(_winner(first, second, feeds[0], output, spec.file))
+            if known.winner == OPENVINO:
+                return second
+        except EngineError as error:
+            _log.warning("%s", error)
         second.close()
+        return None
+
+    return _Changing(first, open_second)
+
+
+def settle(session: Session) -> None:
+    """Wait until a session from ``open_fastest`` is the one that it will stay: a benchmark does not measure two."""
+    if isinstance(session, _Changing):
+        session.settle()
+
+
+class _Changing:
+    """A session that becomes another one as soon as that is ready.
+
+    Args:
+        first: what runs until then; closed with this one.
+        open_second: called after a while by a thread of its own; None leaves the first in place.
+    """
+
+    def __init__(self, first: Session, open_second: Callable[[], Session | None]) -> None:
+        self._first, self._now, self._open_second = first, first, open_second
+        self._closed = False
+        self._hurry = threading.Event()
+        self._thread = threading.Thread(target=self._change, name="backend")
+        self._thread.start()
+
+    @classmethod
+    def open(cls, _model: bytes, _spec: Model, _threads: int, _bundle: Bundle | None = None, /) -> Session:
+        """Made of two opened ones only."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """Of the one that runs now."""
+        return self._now.name
+
+    def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> list[NDArray[Any]]:
+        """See ``Session.run``."""
+        return self._now.run(feeds, outputs)
+
+    def close(self) -> None:
+        """See ``Session.close``; waits for the thread."""
+        self._closed = True
+        self.settle()
+        self._now.close()
+        self._first.close()
+
+    def settle(self) -> None:
+        """Wait for the change, if there is to be one."""
+        self._hurry.set()
+        self._thread.join()
+
+    def _change(self) -> None:
+        self._hurry.wait(_LATER_S)
+        second = None if self._closed else self._open_second()
+        if second is not None:  # the first stays open: somebody may be in the middle of a run
+            self._now = second
+
+
+class _Known:
+    """What was measured before of this model, processor and these versions."""
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        from edge_ravlm.machine import machine, version  # noqa: PLC0415  # brings the packages' metadata along
+
+        here = msgspec.json.encode([machine(), version("onnxruntime"), version("openvino"), threads])
+        self._file = cache_folder() / "backends" / hashlib.sha256(model + here).hexdigest()[:32]
+        self.winner: str | None = None
+        with suppress(OSError, ValueError):
+            said = self._file.read_text(encoding="ascii")
+            self.winner = said if said in (FALLBACK, OPENVINO) else None
+
+    def keep(self, winner: str) -> None:
+        """For the next start, if the disk allows."""
+        self.winner = winner
+        with suppress(OSError):
+            write_whole(self._file, winner.encode())
+
+
+def _winner(first: Session, second: Session, feeds: Feeds, output: str, file: str) -> str:
+    (mine,), (theirs,) = (session.run(feeds, (output,)) for session in (first, second))
+    alike = float(mine[0] @ theirs[0])
+    spent = [[_seconds(session, feeds, output) for session in (first, second)] for _ in range(_TURNS)]
     share = statistics.median(theirs / mine for mine, theirs in spent)
-    wins = share <= _WORTH and alike >= _ALIKE
-    found = OPENVINO if wins else FALLBACK
-    _log.info("'%s' runs in %s: OpenVINO takes %.2f of the time, cosine %.4f", spec.file, found, share, alike)
+    found = OPENVINO if share <= _WORTH and alike >= _ALIKE else FALLBACK
+    _log.info("'%s' runs in %s: OpenVINO takes %.2f of the time, cosine %.4f", file, found, share, alike)
     return found
 
 
-def _seconds(session: Session, feeds: Mapping[str, NDArray[Any]], output: str) -> float:
+def _seconds(session: Session, feeds: Feeds, output: str) -> float:
     start = time.perf_counter()
     session.run(feeds, (output,))
     return time.perf_counter() - start

@@ -24,6 +24,8 @@ _LEVELS = {
 class OnnxRuntimeSession:
     """One model in ONNX Runtime."""
 
+    name = "onnxruntime"
+
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session: ort.InferenceSession | None = session
 

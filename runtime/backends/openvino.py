@@ -34,6 +34,8 @@ class OpenVinoSession:
         **properties: more of OpenVINO's.
     """
 
+    name = "openvino"
+
     def __init__(self, model: bytes, spec: Model, threads: int, **properties: Any) -> None:
         with needs_extra("openvino"):
             import openvino  # noqa: PLC0415  # a second's import, and not everybody's

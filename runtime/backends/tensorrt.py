@@ -59,6 +59,8 @@ _log = logging.getLogger(__name__)
 class TensorRtSession:
     """One model in TensorRT or TensorRT-RTX."""
 
+    name = "tensorrt"
+
     def __init__(self, engine: _Execution, device: Device, file: str, title: str) -> None:
         self._engine: _Execution | None = engine
         self._device, self._file, self._title = device, file, title

@@ -82,6 +82,7 @@ def run(bundle: Bundle, wish: Wish, folder: Path, bar: Bar) -> Outcome:
         load_s = time.perf_counter() - began
         workload.instruct(ravlm)
         cold = workload.ask(ravlm, workload.samples[0], generate=wish.generate).latency
+        ravlm.settle()
         fastest_ms = _warm(ravlm, workload, wish.generate)
         figures: dict[str, Any] = {"load_s": round(load_s, 3), "first_answer_ms": round(cold.total_ms, 3)}
         play = _camera if wish.scenario == "camera" else _loadgen

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from usearch.index import Index
 
 from edge_ravlm.runtime.memory.entries import Ids, Rows, Vector
 from edge_ravlm.runtime.memory.ranking import best, cosines, found_in, near_each_other
@@ -58,6 +57,7 @@ class Graph:
     def __init__(self, file: memoryview, expansion: int = USUAL_EXPANSION) -> None:
         self.expansion = expansion  # until the first search
         self._file = file
+        self._library = _usearch()  # imported now, and not while somebody waits for an answer
         self._index: Any = None
         self._opening = threading.Lock()
 
@@ -71,13 +71,13 @@ class Graph:
 
     def copy_to_ram(self) -> Any:
         """A USearch index with the same content that accepts additions."""
-        return Index.restore(self._file, view=False, **_build_options())
+        return self._library.restore(self._file, view=False, **_build_options())
 
     def _opened(self) -> Any:
         # Viewing walks every node (90 ms per million rows), so it waits for the first search.
         with self._opening:
             if self._index is None:
-                self._index = Index.restore(
+                self._index = self._library.restore(
                     self._file, view=True, enable_key_lookups=False, expansion_search=self.expansion
                 )
             return self._index
@@ -264,7 +264,7 @@ class _Growing:
     def add(self, ids: Ids, rows: Rows) -> None:
         if self._index is None:
             # Rows have length one, so the inner product is the cosine, at a third of its arithmetic.
-            self._index = Index(ndim=rows.shape[1], metric="ip", dtype="i8", **_build_options())
+            self._index = _usearch()(ndim=rows.shape[1], metric="ip", dtype="i8", **_build_options())
         # Two threads lose a few rows of nearly every build: stored, but on no path (USearch issue 735). One
         # thread loses none, and is slower by less than the threads are many (1.6x on two cores).
         self._index.add(ids, rows.astype(np.float32), threads=1)
@@ -277,6 +277,13 @@ class _Growing:
             raise OSError(f"{file.name}: {error}") from error
         if file.stat().st_size != self._index.serialized_length:
             raise OSError(f"{file.name} was cut short")
+
+
+def _usearch() -> Any:
+    """USearch's index; a memory without a graph does without its import, which brings a web client along (50 ms)."""
+    from usearch.index import Index  # noqa: PLC0415
+
+    return Index
 
 
 def _build_options() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,10 +59,11 @@ def opened(model: bytes, spec: Model) -> OpenVinoSession:
 
 
 def choose(model: bytes, spec: Model, bundle: Bundle, pixels: Pixels, wish: str | None = choice.AUTO) -> str:
-    name, session = choice.open_fastest(model, spec, 1, bundle, {"image": pixels}, "embedding", wish)
+    session = choice.open_fastest(model, spec, 1, bundle, [{"image": pixels}], "embedding", wish)
+    choice.settle(session)
     assert session.run({"image": pixels}, OUTPUT)[0].shape[0] == 1
     session.close()
-    return name
+    return session.name
 
 
 def test_it_computes_what_onnx_runtime_does_at_every_size(model: bytes, spec: Model, pictures: list[Pixels]) -> None:
@@ -153,6 +155,38 @@ def test_one_that_computes_something_else_never_wins(
     monkeypatch.setattr(OpenVinoSession, "run", wrong)
     monkeypatch.setattr(choice, "_seconds", lambda session, *_: 0.5 if isinstance(session, OpenVinoSession) else 1.0)
     assert choose(model, spec, bundle, pictures[0]) == "onnxruntime"
+
+
+def test_the_first_answers_do_not_wait_for_it(
+    model: bytes, spec: Model, bundle: Bundle, pictures: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    open_it = OpenVinoSession.open
+
+    def slowly(*given: Any) -> OpenVinoSession:
+        opening.set()
+        go_on.wait(60)
+        return open_it(*given)
+
+    monkeypatch.setattr(OpenVinoSession, "open", slowly)
+    monkeypatch.setattr(choice, "_LATER_S", 0.0)
+    monkeypatch.setattr(choice, "_winner", lambda *_: "openvino")
+    session = choice.open_fastest(model, spec, 1, bundle, [{"image": pictures[0]}], "embedding", choice.AUTO)
+    opening.wait(60)
+    before = session.run({"image": pictures[0]}, OUTPUT)[0]
+    assert session.name == "onnxruntime"
+    go_on.set()
+    choice.settle(session)
+    assert session.name == "openvino"
+    assert float(session.run({"image": pictures[0]}, OUTPUT)[0][0] @ before[0]) > 0.99
+    session.close()
+
+
+def test_what_is_closed_at_once_opens_nothing(
+    model: bytes, spec: Model, bundle: Bundle, pictures: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVinoSession, "open", lambda *_: pytest.fail("it was opened"))
+    choice.open_fastest(model, spec, 1, bundle, [{"image": pictures[0]}], "embedding", choice.AUTO).close()
 
 
 def test_where_it_is_not_installed_nothing_is_measured(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from usearch.index import Index
 
 from edge_ravlm.errors import StorageError, UsageError
 from edge_ravlm.runtime.memory import Memory, NewEntry, Space, compaction, database, generations, index
@@ -86,10 +87,10 @@ def test_usearchs_own_write_errors_are_storage_errors(
         raise RuntimeError("Failed to serialize into stream")
 
     with monkeypatch.context() as patched:
-        patched.setattr(index.Index, "save", refuse)
+        patched.setattr(Index, "save", refuse)
         with pytest.raises(StorageError, match="serialize"):
             memory.compact()
-        patched.setattr(index.Index, "save", lambda self, path: Path(path).write_bytes(b"short"))
+        patched.setattr(Index, "save", lambda self, path: Path(path).write_bytes(b"short"))
         with pytest.raises(StorageError, match="cut short"):
             memory.compact()
     memory.compact()
