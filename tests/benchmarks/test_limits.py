@@ -99,7 +99,8 @@ def test_nodes_are_told_apart_by_the_outputs_that_they_are_for() -> None:
         node.name = node.name or node.output[0]
     kinds = encoder_layers.Kinds(model, {"image": (1, 224, 224, 3)})
     assert kinds.of("tokens_dq3", "DequantizeLinear") == ("quantize and dequantize", 0)
-    assert kinds.of("fused closer_weights", "Softmax")[0] == "head of attention, extent"
+    assert kinds.of("fused attention", "Flatten")[0] == "head of attention"
+    assert kinds.of("fused pooling0.mean", "MatMul")[0] == "head of embedding, extent, meaning"
     assert kinds.of("nobody's", "MatMul") == ("other", 0)
 
 

@@ -13,7 +13,7 @@ import pytest
 from efficientnet_lite_pytorch import EfficientNet
 from peers import ours, student, student_torch
 from peers.protocol import Job, Peer
-from synthetic import QUESTION, TEXTS, pictures
+from synthetic import QUESTION, TAUGHT_EACH, TEXTS, pictures
 
 from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.errors import EdgeRavlmError
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.export
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     file = tmp_path_factory.mktemp("job") / "pictures.npz"
-    np.savez(file, taught=np.stack(pictures(4, seed=1)), shown=np.stack(pictures(2, seed=2)))
-    return Job(str(file), TEXTS * 2, 30, 1)
+    np.savez(file, taught=np.stack(pictures(2 * TAUGHT_EACH, seed=1)), shown=np.stack(pictures(2, seed=2)))
+    return Job(str(file), TEXTS * TAUGHT_EACH, 30, 1)
 
 
 @pytest.fixture(scope="module")

@@ -282,8 +282,8 @@ def test_a_recipe_with_scenes_makes_a_bundle_that_looks_closer(base: Path, tmp_p
         patch.setattr(ImageStudent, "fused", attentive)
         bundle = export(base, tmp_path / "out", changed={"closer": CloserSettings(scenes=40, side=32)})
         plain = export(base, tmp_path / "plain", keep_work=True)
-    assert {path.name for path in tmp_path.glob(".*")} == {".plain.work"}, "kept where that was asked for"
-    assert (tmp_path / ".plain.work" / "distil" / "student.safetensors").is_file()
+    assert {path.name for path in tmp_path.glob(".*")} == {".none.work", ".plain.work"}, "interrupted, or asked for"
+    assert (tmp_path / ".plain.work" / "text.safetensors").is_file()
     closer = bundle.manifest.closer
     assert closer is not None
     assert (closer.side, closer.margin, closer.studied) == (32, 1.5, (2.1,))
