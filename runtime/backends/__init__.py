@@ -35,6 +35,16 @@ class Session(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102
 
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
+        """Run once; the arrays returned are the caller's. May be called from several threads."""
+
+    def close(self) -> None:
+        """Release the model; harmless when closed already. ``run`` must not be called again."""
+
+
+class Backend(Session, Protocol):
+    """What opens sessions of itself."""
+
     @classmethod
     def open(cls, model: bytes, spec: Model, threads: int, bundle: Bundle | None, /) -> Session:
         """Load a model.
@@ -51,17 +61,11 @@ class Session(Protocol):
             BundleError: the model is none.
         """
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
-        """Run once; the arrays returned are the caller's. May be called from several threads."""
-
-    def close(self) -> None:
-        """Release the model; harmless when closed already. ``run`` must not be called again."""
-
 
 def open_session(model: bytes, spec: Model, threads: int = 0, bundle: Bundle | None = None) -> Session:
     """A session of the model's backend, or of ONNX Runtime on the CPU where that backend cannot run it.
 
-    The log then says why, and what to do about it. Arguments and errors are those of ``Session.open``.
+    The log then says why, and what to do about it. Arguments and errors are those of ``Backend.open``.
     """
     if spec.backend != FALLBACK:
         try:
@@ -71,7 +75,7 @@ def open_session(model: bytes, spec: Model, threads: int = 0, bundle: Bundle | N
     return backend_named(FALLBACK).open(model, spec, threads, bundle)
 
 
-def backend_named(name: str) -> type[Session]:
+def backend_named(name: str) -> type[Backend]:
     """One of BACKENDS, imported."""
     module, _, kind = BACKENDS[name].partition(":")
-    return cast(type[Session], getattr(import_module(module), kind))
+    return cast(type[Backend], getattr(import_module(module), kind))

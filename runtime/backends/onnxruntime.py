@@ -31,7 +31,7 @@ class OnnxRuntimeSession:
 
     @classmethod
     def open(cls, model: bytes, spec: Model, threads: int, _bundle: Bundle | None = None) -> OnnxRuntimeSession:
-        """See ``Session.open``; raises BundleError when this ONNX Runtime cannot load the model."""
+        """See ``Backend.open``; raises BundleError when this ONNX Runtime cannot load the model."""
         try:
             return cls(ort.InferenceSession(model, session_options(spec, threads), providers=["CPUExecutionProvider"]))
         except Exception as error:

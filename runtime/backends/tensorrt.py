@@ -68,7 +68,7 @@ class TensorRtSession:
 
     @classmethod
     def open(cls, model: bytes, spec: Model, _threads: int, bundle: Bundle | None = None) -> TensorRtSession:
-        """See ``Session.open``; the engine comes from the bundle or from the user's cache of engines."""
+        """See ``Backend.open``; the engine comes from the bundle or from the user's cache of engines."""
         flavor, library, found = _ready(model, spec, bundle)
         title = f"{TITLES[flavor]} {library.__version__}"
         try:

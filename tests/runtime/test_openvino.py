@@ -155,6 +155,20 @@ def test_one_that_computes_something_else_never_wins(
     monkeypatch.setattr(OpenVinoSession, "run", wrong)
     monkeypatch.setattr(choice, "_seconds", lambda session, *_: 0.5 if isinstance(session, OpenVinoSession) else 1.0)
     assert choose(model, spec, bundle, pictures[0]) == "onnxruntime"
+    assert choose(model, spec, bundle, pictures[0]) == "onnxruntime", (
+        "nor at a start that remembers it as faster"
+    )
+
+
+def test_one_that_cannot_be_opened_leaves_the_first_in_place(
+    model: bytes, spec: Model, bundle: Bundle, pictures: list[Pixels], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def broken(*_: Any) -> OpenVinoSession:
+        raise OSError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr(OpenVinoSession, "open", broken)
+    assert choose(model, spec, bundle, pictures[0]) == "onnxruntime"
+    assert "OpenVINO is left out: libopenvino.so" in caplog.text
 
 
 def test_the_first_answers_do_not_wait_for_it(
@@ -170,7 +184,7 @@ def test_the_first_answers_do_not_wait_for_it(
 
     monkeypatch.setattr(OpenVinoSession, "open", slowly)
     monkeypatch.setattr(choice, "_LATER_S", 0.0)
-    monkeypatch.setattr(choice, "_winner", lambda *_: "openvino")
+    monkeypatch.setattr(choice, "_faster", lambda *_: "openvino")
     session = choice.open_fastest(model, spec, 1, bundle, [{"image": pictures[0]}], "embedding", choice.AUTO)
     opening.wait(60)
     before = session.run({"image": pictures[0]}, OUTPUT)[0]
