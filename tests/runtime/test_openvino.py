@@ -155,9 +155,7 @@ def test_one_that_computes_something_else_never_wins(
     monkeypatch.setattr(OpenVinoSession, "run", wrong)
     monkeypatch.setattr(choice, "_seconds", lambda session, *_: 0.5 if isinstance(session, OpenVinoSession) else 1.0)
     assert choose(model, spec, bundle, pictures[0]) == "onnxruntime"
-    assert choose(model, spec, bundle, pictures[0]) == "onnxruntime", (
-        "nor at a start that remembers it as faster"
-    )
+    assert choose(model, spec, bundle, pictures[0]) == "onnxruntime", "nor at a start that remembers it as faster"
 
 
 def test_one_that_cannot_be_opened_leaves_the_first_in_place(
