@@ -50,8 +50,11 @@ class Deadline:
             with self._paces[name].run():
                 yield
         finally:
-            spent = (time.perf_counter() - start) * 1e3
-            self._stages_ms[name] = self._stages_ms.get(name, 0.0) + spent
+            self.spent(name, (time.perf_counter() - start) * 1e3)
+
+    def spent(self, name: str, ms: float) -> None:
+        """Add what a stage took elsewhere, for several answers at once."""
+        self._stages_ms[name] = self._stages_ms.get(name, 0.0) + ms
 
     def fits(self, *stages: str) -> bool:
         """Whether these stages, one after the other, would most likely end in time."""

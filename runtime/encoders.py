@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -76,7 +76,18 @@ class Eye:
 
     def look(self, pixels: Pixels) -> Look:
         """All that there is a use for, from one run over uint8 [1, height, width, 3]."""
+        return self.looks(pixels)[0]
+
+    def looks(self, pixels: Pixels) -> list[Look]:
+        """The same of several pictures in one run, uint8 [n, height, width, 3].
+
+        Raises:
+            EdgeRavlmError: more pictures than the model's engine was made for.
+        """
         found = dict(zip(self._outputs, self._session.run({"image": pixels}, self._outputs), strict=True))
+        return [self._look({name: array[n : n + 1] for name, array in found.items()}) for n in range(len(pixels))]
+
+    def _look(self, found: Mapping[str, NDArray[np.float32]]) -> Look:
         meaning = found[MEANING][0] if MEANING in found else None
         focus = None
         if self.closer is not None:

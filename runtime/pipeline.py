@@ -5,30 +5,29 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ravlm.bundle import STARTER, Bundle
-from edge_ravlm.errors import MemoryFault, UsageError
+from edge_ravlm.errors import EdgeRavlmError, MemoryFault, UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Evidence, Level
 from edge_ravlm.runtime.deadline import Deadline, Paces, check_budget
 from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder, check_question
 from edge_ravlm.runtime.fusion.decoder import no_decoder
 from edge_ravlm.runtime.generation import Generator, check_hops
+from edge_ravlm.runtime.looking import AFTER_LOOKING, Looking, View
 from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where
 from edge_ravlm.runtime.questions import (
     OPEN_QUESTIONS,
-    REGION_TAG,
     Standing,
     Topic,
     find_topic,
@@ -37,6 +36,7 @@ from edge_ravlm.runtime.questions import (
 )
 from edge_ravlm.runtime.scene import is_still
 from edge_ravlm.runtime.searching import Searcher
+from edge_ravlm.runtime.teaching import Teacher, nothing_said
 from edge_ravlm.runtime.voting import Vote, is_sure, vote
 
 DEFAULT_BUDGET_MS = 100.0
@@ -45,12 +45,21 @@ _STANDING_QUESTIONS = 64
 
 _EVIDENCE = 3
 
-_AFTER_LOOKING = ("search", "vote")
-"""Stages of every answer that come after looking."""
-
 Picture = Frame | NDArray[Any]
 Vector = NDArray[np.float32]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that is about to be asked, as ``Ravlm.ask`` takes it; ``hops`` is 0 for a retrieved answer."""
+
+    frame: Frame
+    question: str
+    region: Region | None = None
+    where: Where | None = None
+    budget_ms: float | None = None
+    hops: int = 0
 
 
 class Ravlm:
@@ -84,13 +93,12 @@ class Ravlm:
         if bundle.manifest.flavor(flavor).fusion is not None:
             self._generator = Generator(bundle, flavor, threads, memory, self._image, self._text)
         self._searcher = Searcher(bundle, memory, self._image, self._text)
+        self._teacher = Teacher(bundle, flavor, self._image, self._text)
         self._open_questions = self._text.embed(OPEN_QUESTIONS)
         self._paces = Paces()
-        self._paces.start("encode", self._image.warm_ms)
-        self._paces.start("second_look", self._image.warm_ms)  # it is the smaller of the two
-        self._standing: OrderedDict[tuple[str, Region | None, Where, int], Standing] = OrderedDict()
+        self._looking = Looking(self._image, self._paces)
+        self._standing: OrderedDict[tuple[str, str, Region | None, Where, int], Standing] = OrderedDict()
         self._lock = threading.Lock()
-        self._seen: tuple[Frame, dict[Region | None, Look]] | None = None
 
     @property
     def backend(self) -> str:
@@ -141,7 +149,7 @@ class Ravlm:
             The entry's id.
         """
         if text == "":  # ``entry`` may take a picture without words; teaching is naming
-            raise _nothing_said()
+            raise nothing_said()
         return self.memory.add([self.entry(picture, text, answer=answer, tags=tags, region=region)])[0]
 
     def entry(
@@ -160,28 +168,7 @@ class Ravlm:
         In a bundle with a meaning space a picture's text may be empty: searches find it by what it shows, and no
         answer is made from it.
         """
-        named = {REGION_TAG: region.name} if region is not None and region.name else {}
-        entry = NewEntry(  # checks what it is given before a model sees it
-            text=text,
-            answer=answer,
-            tags={**(tags or {}), **named},
-            modality=modality or ("text" if picture is None else "frame"),
-            time=time.time() if at is None else at,
-            flavor=self.flavor,
-        )
-        untold = picture is not None and not text and self.bundle.manifest.meaning_space is not None
-        if not text.strip() and not untold:
-            raise _nothing_said()
-        vectors = {} if untold else {"text": self._text.embed([text])[0]}
-        if picture is None:
-            return replace(entry, vectors=vectors)
-        pixels = self._image.preprocess(Frame.of(picture), region)
-        # Who gives a region has said where to look.
-        look = self._image.study(pixels) if region is None else self._image.look(pixels)
-        vectors["image"] = look.embedding
-        if look.meaning is not None:
-            vectors["meaning"] = look.meaning
-        return replace(entry, vectors=vectors, thumbnail=_jpeg(pixels))
+        return self._teacher.entry(picture, text, answer=answer, tags=tags, region=region, modality=modality, at=at)
 
     def forget(self, ids: Sequence[int]) -> int:
         """Remove entries; returns how many there were."""
@@ -224,24 +211,24 @@ class Ravlm:
             raise no_decoder(self.bundle, self.flavor)
         frame = Frame.of(picture)
         deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at, self._paces)
-        standing = self._stand(check_question(question), region, where, hops if generator else 0)
+        standing = self._stand(frame, check_question(question), region, where, hops if generator else 0)
         with deadline.stage("preprocess"):
-            pixels = self._image.preprocess(frame, region)
+            pixels = self._looking.pixels(frame, region)
 
         def answer() -> Answer:
             standing.refresh(self.memory.version)
             earlier = None if fresh else self._earlier(standing, frame, pixels, deadline, hold)
             if earlier is not None:
                 return earlier
-            look = self._encode(frame, region, pixels, deadline)
+            look = self._looking.look(frame, region, deadline)
             found = None
             if generator is not None:
-                look = self._look_closer(frame, region, pixels, look, deadline)
+                look = self._looking.closer(frame, region, look, deadline)
                 found = generator.answer(question, look, frame.captured_at, standing.scope, deadline, hops)
             lasting = generator is None or (found is not None and found.complete)
             if found is None:
                 found, sure = self._answer(standing, look, frame, deadline)
-                closer = look if sure else self._look_closer(frame, region, pixels, look, deadline)
+                closer = look if sure else self._looking.closer(frame, region, look, deadline)
                 if closer is not look:
                     found, _ = self._answer(standing, closer, frame, deadline)
             if lasting:  # what the clock cut short may be done better the next time
@@ -250,6 +237,37 @@ class Ravlm:
 
         with standing.lock:
             return self._settled(answer)
+
+    def look_ahead(self, asked: Sequence[Asked]) -> int:
+        """Look at what several questions are about, several pictures in one run, before each is asked.
+
+        Does so where ``learn_together`` found that to be quicker, and only as far as all answers still come in time.
+
+        Returns:
+            How many, from the first on, need no look any more; ``ask`` looks at the others as if nothing had happened.
+        """
+        views: list[View | None] = []
+        for one in asked:
+            budget_ms = self.budget_ms if one.budget_ms is None else one.budget_ms
+            by = one.frame.captured_at + budget_ms / 1e3
+            views.append(View(one.frame, one.region, by) if self._needs_look(one) else None)
+        known = self._looking.together([view for view in views if view is not None])
+        waiting = (number for number, view in enumerate(views) if view is not None)
+        return next(islice(waiting, known, None), len(views))
+
+    def _needs_look(self, asked: Asked) -> bool:
+        """Whether something moved since the last answer; False too where ``ask`` will say what is wrong."""
+        try:
+            standing = self._stand(asked.frame, check_question(asked.question), asked.region, asked.where, asked.hops)
+            pixels = self._looking.pixels(asked.frame, asked.region)
+        except EdgeRavlmError:
+            return False
+        known = standing.pixels if standing.version == self.memory.version else None
+        return known is None or not is_still(known, pixels)
+
+    def learn_together(self) -> dict[int, float]:
+        """See ``Looking.learn_together``: for those who will ``look_ahead``."""
+        return self._looking.learn_together()
 
     def _settled(self, look: Callable[[], T]) -> T:
         """What ``look`` finds; it looks again when an entry that it had found was forgotten under its hands."""
@@ -261,10 +279,10 @@ class Ravlm:
                 if self.memory.version == version:
                     raise
 
-    def _stand(self, question: str, region: Region | None, where: Where | None, hops: int) -> Standing:
-        """The standing question; hops is 0 where nothing is to be generated."""
+    def _stand(self, frame: Frame, question: str, region: Region | None, where: Where | None, hops: int) -> Standing:
+        """The camera's standing question; hops is 0 where nothing is to be generated."""
         scope = scope_of(where, region)
-        key = (question, region, scope, hops)
+        key = (frame.source if frame.index >= 0 else "", question, region, scope, hops)
         with self._lock:
             standing = self._standing.setdefault(key, Standing(question, region, scope))
             self._standing.move_to_end(key)
@@ -288,30 +306,7 @@ class Ravlm:
 
     def _too_short(self, deadline: Deadline) -> bool:
         """Whether a new answer would come late while the last one is still in time."""
-        return deadline.left_ms() > 0 and not deadline.fits("encode", *_AFTER_LOOKING)
-
-    def _encode(self, frame: Frame, region: Region | None, pixels: Pixels, deadline: Deadline) -> Look:
-        """Look at it; one Frame and region is seen once."""
-        with self._lock:
-            if self._seen is None or self._seen[0] is not frame:
-                self._seen = (frame, {})
-            known = self._seen[1]
-        if region not in known:
-            with deadline.stage("encode"):
-                look = self._image.look(pixels)
-            known[region] = look
-        return known[region]
-
-    def _look_closer(self, frame: Frame, region: Region | None, pixels: Pixels, look: Look, deadline: Deadline) -> Look:
-        """A closer look, if nobody said where to look and there is time; else the same."""
-        if look.focus is None or region is not None or not deadline.fits("second_look", *_AFTER_LOOKING):
-            return look
-        with deadline.stage("second_look"):
-            closer = self._image.closer_look(pixels, look)
-        with self._lock:
-            if self._seen is not None and self._seen[0] is frame:
-                self._seen[1][region] = closer
-        return closer
+        return deadline.left_ms() > 0 and not deadline.fits("encode", *AFTER_LOOKING)
 
     def _answer(self, standing: Standing, look: Look, frame: Frame, deadline: Deadline) -> tuple[Answer, bool]:
         """The answer, and whether a closer look would not change it."""
@@ -472,13 +467,3 @@ def spaces_of(bundle: Bundle) -> dict[str, Space]:
     manifest = bundle.manifest
     spaces = {"image": manifest.image_space, "text": manifest.text_space, "meaning": manifest.meaning_space}
     return {field: Space(space.id, space.dim) for field, space in spaces.items() if space is not None}
-
-
-def _nothing_said() -> UsageError:
-    return UsageError("memory text", expected="a sentence", got="an empty one", do="say what the picture shows")
-
-
-def _jpeg(pixels: Pixels) -> bytes:
-    """The encoder's input as a small picture: enough to look at, and to embed again with another encoder."""
-    encoded = cv2.imencode(".jpg", pixels[0], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return bytes(encoded)

@@ -22,6 +22,10 @@ MOST_GUARD = 0.3
 """Share of a budget that may be kept back for a late wake-up."""
 
 
+_NEAR, _REMEMBERED = 2.0, 16
+"""A turn is near that is so many looks away, of which the newest ones count."""
+
+
 @dataclass(frozen=True)
 class Watch:
     """A question that is asked again and again.
@@ -184,6 +188,12 @@ class Lane:
         self._wanted = set()
         return frame, sorted(wanted, key=lambda watch: (-watch.priority, watch.name))
 
+    def give_back(self, frame: Frame, watches: Sequence[Watch]) -> None:
+        """Wait once more with what was taken; a newer frame that came meanwhile replaces it."""
+        self.replaced += self._slot is not None
+        self._slot = frame if self._slot is None else self._slot
+        self._wanted |= {watch.name for watch in watches}
+
     def next_hold(self, guard_s: float) -> float:
         """When the next answer has to be held; infinity if there is none to hold, or nothing is due."""
         kept = (pending for pending in self.pending.values() if pending.last is not None)
@@ -207,7 +217,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._now_ms = 0.0
+        self._now_ms = self._usual_ms = 0.0
 
     def next(self, lanes: Sequence[Lane]) -> Lane | None:
         """The waiting lane that had least; None if none is waiting."""
@@ -219,9 +229,23 @@ class Turns:
         lane.served_ms = self._now_ms = max(lane.served_ms, self._now_ms)
         return lane
 
+    def beside(self, first: Lane, lanes: Sequence[Lane], most: int) -> list[Lane]:
+        """Waiting lanes that may be looked at together with the first, whose turn it is.
+
+        Their own turn has to be near: where there is too little for all, a lane of low priority must not come along
+        every time.
+        """
+        near_ms = first.served_ms + _NEAR * self._usual_ms
+        waiting = [lane for lane in lanes if lane.is_waiting and lane is not first and lane.served_ms <= near_ms]
+        near = sorted(waiting, key=lambda lane: lane.served_ms)[:most]
+        for lane in near:
+            lane.served_ms = max(lane.served_ms, self._now_ms)
+        return near
+
     def spent(self, lane: Lane, ms: float) -> None:
         """It was looked at for so long."""
         lane.served_ms += ms / lane.priority
+        self._usual_ms += (ms - self._usual_ms) / _REMEMBERED
 
 
 def _told(due: Due, found: Found, now: float, *, held: bool) -> Told:

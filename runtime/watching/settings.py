@@ -129,6 +129,8 @@ class AppSettings(_Strict, frozen=True):
         looking: frames that are looked at at once; more than one pays where answers are written in words.
         budget_ms: of watches that name none.
         pin: CPUs to stay on; all without any.
+        keep_warm: keep the processors awake between frames, at the price of half their time (of nobody else's) and of
+            power: many take long to run at full speed again after they slept.
         lock_memory: keep what is mapped in main memory, where that is allowed.
         metrics_port: of a Prometheus endpoint; 0 opens none.
     """
@@ -141,6 +143,7 @@ class AppSettings(_Strict, frozen=True):
     looking: Count = 1
     budget_ms: Positive = 100.0
     pin: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    keep_warm: bool = False
     lock_memory: bool = False
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     sinks: tuple[SinkSettings, ...] = (SinkSettings(),)

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 
 from edge_ravlm.errors import EdgeRavlmError, UsageError
 from edge_ravlm.frames import Frame
@@ -21,8 +22,13 @@ log = logging.getLogger(__name__)
 Ask = Callable[[Frame, Watch], Answer]
 """Answers a watch's question about a frame as well as its deadline allows; called from the looking threads."""
 
+Prepare = Callable[[Sequence[tuple[Frame, Watch]]], int]
+"""Looks at what several questions are about, before each is asked; for how many, from the first on, that is done."""
+
 Tell = Callable[[Told], object]
 """Takes an answer; called in order of each watch's frames, and must not dawdle: deadlines wait for it."""
+
+_Work = tuple[Lane, Frame, list[Watch]]
 
 _LEAST_GUARD_S = 0.001
 """How long before a deadline an answer is held, at least."""
@@ -41,13 +47,25 @@ class Watcher:
         watches: what to ask.
         tell: takes the answers.
         workers: threads that look; one, unless answers are written in words while the next frame is looked at.
+        prepare: called before ``ask`` where several questions are due; None leaves that out.
+        together: cameras whose frames may be prepared at once.
 
     Attributes:
         faults: sentences of errors that answering ended in; such a frame's answer is held, or missing.
     """
 
-    def __init__(self, ask: Ask, watches: Iterable[Watch], tell: Tell, workers: int = 1) -> None:
-        self._ask, self._tell = ask, tell
+    def __init__(
+        self,
+        ask: Ask,
+        watches: Iterable[Watch],
+        tell: Tell,
+        workers: int = 1,
+        *,
+        prepare: Prepare | None = None,
+        together: int = 1,
+    ) -> None:
+        self._ask, self._tell, self._prepare = ask, tell, prepare
+        self._together = together if prepare is not None else 1
         self._lanes: dict[str, Lane] = {}
         self._turns, self._guard = Turns(), _Guard()
         self._changed, self._telling = threading.Condition(), threading.Lock()
@@ -152,26 +170,50 @@ class Watcher:
     # -- looking -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        while (work := self._next()) is not None:
-            lane, frame, watches = work
+        while work := self._next():
             began = time.perf_counter()
-            for watch in watches:
-                self._answer(lane, frame, watch)
+            work = self._prepared(work)
+            shared_ms = (time.perf_counter() - began) * 1e3 / len(work)
+            for lane, frame, watches in work:
+                began = time.perf_counter()
+                for watch in watches:
+                    self._answer(lane, frame, watch)
+                with self._changed:
+                    self._turns.spent(lane, shared_ms + (time.perf_counter() - began) * 1e3)
             with self._changed:
                 self._busy -= 1
-                self._turns.spent(lane, (time.perf_counter() - began) * 1e3)
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[Lane, Frame, list[Watch]] | None:
+    def _next(self) -> list[_Work]:
+        """Whose turn it is, with those who are next if they may be prepared together; nothing at the end."""
         with self._changed:
             while True:
-                lane = self._turns.next(list(self._lanes.values()))
-                if self._stopping and (lane is None or not self._draining):
-                    return None
-                if lane is not None:
+                lanes = list(self._lanes.values())
+                first = self._turns.next(lanes)
+                if self._stopping and (first is None or not self._draining):
+                    return []
+                if first is not None:
                     self._busy += 1
-                    return lane, *lane.take()
+                    beside = self._turns.beside(first, lanes, self._together - 1)
+                    return [(lane, *lane.take()) for lane in (first, *beside)]
                 self._changed.wait(_IDLE_S)
+
+    def _prepared(self, work: list[_Work]) -> list[_Work]:
+        """The cameras that are to be answered now: those that were prepared, or the first one alone."""
+        due = [(frame, watch) for _, frame, watches in work for watch in watches]
+        if self._prepare is None or len(due) < 2:
+            return work
+        try:
+            done = self._prepare(due)
+        except Exception as error:  # each looks for itself
+            self._fault(due[0][1].name, error)
+            done = 0
+        ends = accumulate(len(watches) for _, _, watches in work)
+        ready = max(1, sum(end <= done for end in ends))
+        with self._changed:
+            for lane, frame, watches in work[ready:]:
+                lane.give_back(frame, watches)
+        return work[:ready]
 
     def _answer(self, lane: Lane, frame: Frame, watch: Watch) -> None:
         try:

@@ -1,0 +1,176 @@
+"""Looking at frames: every frame and region is preprocessed and encoded once, several at once where that is quicker."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_ravlm.errors import EdgeRavlmError
+from edge_ravlm.frames import Frame, Pixels, Region
+from edge_ravlm.runtime.deadline import Deadline, Paces
+from edge_ravlm.runtime.encoders import ImageEncoder, Look
+
+AFTER_LOOKING = ("search", "vote")
+"""Stages of every answer that come after looking."""
+
+TOGETHER = (4, 3, 2)
+"""Numbers of pictures that may be looked at in one run, largest first."""
+
+_KEPT = 4
+"""Frames whose looks are kept: as many as may be looked at together, each of another camera."""
+
+_TURNS, _WORTH = 7, 0.95
+"""Measured so often; a picture has to take less than this share of its time alone."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class View:
+    """What has to be looked at.
+
+    Attributes:
+        frame, region: of it.
+        by: when the answer has to be there, ``time.monotonic()`` seconds.
+    """
+
+    frame: Frame
+    region: Region | None
+    by: float
+
+
+@dataclass
+class _Seen:
+    """What is known of a region of a frame."""
+
+    pixels: Pixels | None = None
+    look: Look | None = None
+    encode_ms: float = 0.0
+
+
+@dataclass
+class _Kept:
+    frame: Frame
+    regions: dict[Region | None, _Seen] = field(default_factory=dict)
+
+
+class Looking:
+    """The looks at the newest frames. Safe to use from several threads.
+
+    Args:
+        encoder: looks; whoever made it closes it.
+        paces: of the stages ``encode`` and ``second_look``, and of ``encode_N`` for N pictures at once.
+    """
+
+    def __init__(self, encoder: ImageEncoder, paces: Paces) -> None:
+        self._encoder, self._paces = encoder, paces
+        paces.start("encode", encoder.warm_ms)
+        paces.start("second_look", encoder.warm_ms)  # it is the smaller of the two
+        self._numbers: tuple[int, ...] = ()
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def pixels(self, frame: Frame, region: Region | None) -> Pixels:
+        """The encoder's input, uint8 [1, height, width, 3]; to be read only."""
+        seen = self._seen(frame, region)
+        if seen.pixels is None:
+            seen.pixels = self._encoder.preprocess(frame, region)
+        return seen.pixels
+
+    def look(self, frame: Frame, region: Region | None, deadline: Deadline) -> Look:
+        """The look; its stage is ``encode``, which is left out where an answer before this one has paid for it."""
+        seen, pixels = self._seen(frame, region), self.pixels(frame, region)
+        if seen.look is None:
+            with deadline.stage("encode"):
+                seen.look = self._encoder.look(pixels)
+        elif seen.encode_ms:
+            deadline.spent("encode", seen.encode_ms)
+            seen.encode_ms = 0.0
+        return seen.look
+
+    def closer(self, frame: Frame, region: Region | None, look: Look, deadline: Deadline) -> Look:
+        """A closer look, if nobody said where to look and there is time; else the same."""
+        if look.focus is None or region is not None or not deadline.fits("second_look", *AFTER_LOOKING):
+            return look
+        with deadline.stage("second_look"):
+            closer = self._encoder.closer_look(self.pixels(frame, region), look)
+        self._seen(frame, region).look = closer
+        return closer
+
+    # -- several at once ---------------------------------------------------------------------------------------
+
+    def learn_together(self) -> dict[int, float]:
+        """Find out how many pictures are looked at quicker in one run than one by one; takes some tenths of a second.
+
+        Until then, ``together`` does nothing.
+
+        Returns:
+            For each number of TOGETHER that this model takes: the time of a picture, as a share of its time alone.
+        """
+        self._encoder.settle()
+        height, width = self._encoder.preprocess.height, self._encoder.preprocess.width
+        shares: dict[int, float] = {}
+        for number in TOGETHER:
+            pixels = np.zeros((number, height, width, 3), np.uint8)
+            try:
+                spent = [(self._spent_ms(pixels), self._spent_ms(pixels[:1])) for _ in range(_TURNS)]
+            except EdgeRavlmError as error:  # an engine for one picture at a time
+                _log.info("no %d pictures at once: %s", number, error)
+                continue
+            shares[number] = statistics.median(many / number / alone for many, alone in spent)
+            self._paces.start(f"encode_{number}", statistics.median(many for many, _ in spent))
+        self._numbers = tuple(number for number, share in shares.items() if share < _WORTH)
+        return shares
+
+    def together(self, views: Sequence[View]) -> int:
+        """Look at what is not known yet, several at once, where that is quicker and no deadline is lost by it.
+
+        Returns:
+            How many of the views, from the first on, are known now.
+        """
+        different = list({(id(view.frame), view.region): view for view in views}.values())
+        while len(unknown := [view for view in different if not self._known(view)]) > 1:
+            number = next((n for n in self._numbers if n <= len(unknown) and self._fit(unknown[:n])), 0)
+            if not number:
+                break
+            self._look_at(unknown[:number])
+        return next((row for row, view in enumerate(views) if not self._known(view)), len(views))
+
+    def _known(self, view: View) -> bool:
+        return self._seen(view.frame, view.region).look is not None
+
+    def _fit(self, views: Sequence[View]) -> bool:
+        """Whether all would most likely be answered in time if they were looked at in one run now."""
+        after_ms = len(views) * sum(self._paces[stage].bound_ms for stage in AFTER_LOOKING)
+        needed_ms = self._paces[f"encode_{len(views)}"].bound_ms + after_ms
+        return (min(view.by for view in views) - time.monotonic()) * 1e3 >= needed_ms
+
+    def _look_at(self, views: Sequence[View]) -> None:
+        pixels = np.concatenate([self.pixels(view.frame, view.region) for view in views])
+        began = time.perf_counter()
+        with self._paces[f"encode_{len(views)}"].run():
+            looks = self._encoder.looks(pixels)
+        each_ms = (time.perf_counter() - began) * 1e3 / len(views)
+        for view, look in zip(views, looks, strict=True):
+            seen = self._seen(view.frame, view.region)
+            seen.look, seen.encode_ms = look, each_ms
+
+    def _spent_ms(self, pixels: Pixels) -> float:
+        began = time.perf_counter()
+        self._encoder.looks(pixels)
+        return (time.perf_counter() - began) * 1e3
+
+    def _seen(self, frame: Frame, region: Region | None) -> _Seen:
+        with self._lock:
+            kept = self._kept.setdefault(id(frame), _Kept(frame))  # as long as it is kept, no other has its id
+            self._kept.move_to_end(id(frame))
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return kept.regions.setdefault(region, _Seen())
