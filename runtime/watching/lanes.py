@@ -245,7 +245,7 @@ class Turns:
     def spent(self, lane: Lane, ms: float) -> None:
         """It was looked at for so long."""
         lane.served_ms += ms / lane.priority
-        self._usual_ms += (ms - self._usual_ms) / _REMEMBERED
+        self._usual_ms += (ms - self._usual_ms) / (_REMEMBERED if self._usual_ms else 1)
 
 
 def _told(due: Due, found: Found, now: float, *, held: bool) -> Told:

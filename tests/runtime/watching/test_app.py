@@ -20,6 +20,7 @@ import pytest
 
 from edge_ravlm.cli import run as command
 from edge_ravlm.errors import MemoryFault, MissingExtra, StorageError
+from edge_ravlm.runtime import looking
 from edge_ravlm.runtime.answer import Answer, Latency, Level
 from edge_ravlm.runtime.pipeline import load
 from edge_ravlm.runtime.watching import app as app_module
@@ -216,6 +217,25 @@ def test_admission_says_what_cannot_be_kept_up_with(home: Path, yard: Any) -> No
         busy = written(home, "busy.toml", yard, camera="fps = 1000", more=many)
         found = admission(app_module.read_app(busy), app.ravlm)
         assert any("21 watches of 1 cameras need" in one and "times what this machine has" in one for one in found)
+
+
+def test_several_cameras_are_looked_at_together_with_processors_kept_awake(
+    home: Path, yard: Any, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    monkeypatch.setattr(looking, "_WORTH", 1e9)  # whatever it brings on this machine today
+    more = '[[cameras]]\nname = "drive"\nsource = "stills"\n[[watches]]\nname = "there"\ncamera = "drive"\n'
+    more += 'question = "is the gate open?"\n'
+    with App(written(home, "two.toml", yard, more=more, top="keep_warm = true")) as app:
+        looks, sizes = app.ravlm._image.looks, list[int]()
+        monkeypatch.setattr(app.ravlm._image, "looks", lambda pixels: sizes.append(len(pixels)) or looks(pixels))
+        app.run()
+    rows = lines(home / "two.toml.answers.jsonl")
+    for camera in ("yard", "drive"):
+        frames = [row["frame"] for row in rows if row["camera"] == camera]
+        assert frames == sorted(set(frames))
+        assert frames[-1] == 23
+    assert 2 in sizes[sizes.index(2) + 7 :], "beyond what was measured at the start"
+    assert all(row["latency"]["met"] for row in rows)
 
 
 # -- metrics and trace ------------------------------------------------------------------------------------------------

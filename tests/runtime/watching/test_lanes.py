@@ -172,6 +172,51 @@ def test_who_was_idle_saves_up_no_claim() -> None:
     assert Turns().next(lanes(1)) is None
 
 
+def together(turns: Turns, all_: list[Lane], rounds: int, most: int, start: int = 0) -> dict[str, int]:
+    """As ``served``, with up to ``most`` more lanes beside the one whose turn it is; each costs the same."""
+    counts = dict.fromkeys((lane.camera for lane in all_), 0)
+    for index in range(start, start + rounds):
+        for lane in all_:
+            lane.arrive(frame(index, float(index)))
+        first = turns.next(all_)
+        assert first is not None
+        for lane in (first, *turns.beside(first, all_, most)):
+            lane.take()
+            counts[lane.camera] += 1
+            turns.spent(lane, 10.0)
+    return counts
+
+
+def test_equal_cameras_are_looked_at_together() -> None:
+    assert together(Turns(), lanes(1, 1, 1), 100, 3) == {"0": 100, "1": 100, "2": 100}
+    assert set(together(Turns(), lanes(1, 1, 1), 300, 1).values()) == {200}, "two at a time, fairly"
+
+
+def test_a_camera_of_low_priority_does_not_come_along_every_time() -> None:
+    counts = together(Turns(), lanes(1, 3), 400, 1)
+    assert counts["1"] == 400
+    assert counts["0"] == pytest.approx(400 / 3, abs=3)
+
+
+def test_who_was_idle_saves_up_no_claim_beside_others_either() -> None:
+    turns, all_ = Turns(), lanes(1, 1, 1)
+    together(turns, all_[:2], 100, 1)
+    counts = together(turns, all_, 60, 1, start=100)
+    assert max(counts.values()) - min(counts.values()) <= 4
+
+
+def test_what_is_given_back_waits_unless_a_newer_frame_came() -> None:
+    lane = Lane("yard", [watch()])
+    lane.arrive(frame(0, 10.0))
+    taken = lane.take()
+    lane.give_back(*taken)
+    assert lane.take() == taken
+    lane.arrive(frame(1, 10.1))
+    lane.give_back(*taken)
+    kept, wanted = lane.take()
+    assert (kept.index, [one.name for one in wanted], lane.replaced) == (1, ["gate"], 1)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["arrive", "answer", "tick"]), st.integers(1, 60)), max_size=80))
 def test_every_question_is_answered_once_and_in_order(steps: list[tuple[str, int]]) -> None:

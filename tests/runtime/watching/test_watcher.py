@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -254,3 +254,55 @@ def _until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < give_up
         time.sleep(0.002)
+
+
+# -- several cameras at once -------------------------------------------------------------------------------------------
+
+YARDS = [Watch(name, name, LONG) for name in ("yard", "drive", "door")]
+
+
+class Preparing:
+    """Says what it was given, and how many of them it did."""
+
+    def __init__(self, done: int | Exception) -> None:
+        self.done, self.given = done, list[list[str]]()
+
+    def __call__(self, due: Sequence[tuple[Frame, Watch]]) -> int:
+        self.given.append([watch.name for _, watch in due])
+        if isinstance(self.done, Exception):
+            raise self.done
+        return min(self.done, len(due))
+
+
+def offered_together(prepare: Preparing) -> tuple[list[Told], Watcher]:
+    """While the first camera's first frame is answered, a frame of each comes."""
+    told, ask = Ears(), Gate()
+    with Watcher(ask, YARDS, told, prepare=prepare, together=4) as watcher:
+        watcher.offer("yard", frame(0))
+        ask.await_entry()
+        for camera in ("yard", "drive", "door"):
+            watcher.offer(camera, frame(1))
+        for _ in range(4):
+            ask.open.release()
+        told.wait(4)
+    return told.all, watcher
+
+
+@pytest.mark.parametrize("done", [3, 1, 0, ValueError("no such engine")])
+def test_every_camera_is_answered_whatever_was_prepared(done: int | Exception) -> None:
+    prepare = Preparing(done)
+    told, watcher = offered_together(prepare)
+    answers = sorted((one.camera, one.index, one.answer.text) for one in told)
+    assert answers == [("door", 1, "of 1"), ("drive", 1, "of 1"), ("yard", 0, "of 0"), ("yard", 1, "of 1")]
+    assert sorted(prepare.given[0]) == ["door", "drive", "yard"]
+    # Those that it was not done for wait for their own turn, and are offered once more.
+    assert len(prepare.given) == (1 if done == 3 else 2)
+    assert list(watcher.faults) == (["no such engine"] * 2 if isinstance(done, Exception) else [])
+
+
+def test_one_question_alone_needs_no_preparing() -> None:
+    told, prepare = Ears(), Preparing(0)
+    with Watcher(answer, YARDS, told, prepare=prepare, together=4) as watcher:
+        watcher.offer("yard", frame(0))
+        told.wait(1)
+    assert prepare.given == []
