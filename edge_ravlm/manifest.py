@@ -48,7 +48,7 @@ class Model(_Strict, frozen=True):
 
     Attributes:
         file: path in the bundle.
-        backend: what runs it; where that is missing, ONNX Runtime on the CPU does.
+        backend: what runs it; where that is missing, ONNX Runtime does.
         graph_optimization: ONNX Runtime's level; parity was measured with this one, so no other may be used.
     """
 

@@ -63,7 +63,7 @@ class Backend(Session, Protocol):
 
 
 def open_session(model: bytes, spec: Model, threads: int = 0, bundle: Bundle | None = None) -> Session:
-    """A session of the model's backend, or of ONNX Runtime on the CPU where that backend cannot run it.
+    """A session of the model's backend, or of ONNX Runtime (on the GPU if it can) where that backend cannot run it.
 
     The log then says why, and what to do about it. Arguments and errors are those of ``Backend.open``.
     """
@@ -71,7 +71,10 @@ def open_session(model: bytes, spec: Model, threads: int = 0, bundle: Bundle | N
         try:
             return backend_named(spec.backend).open(model, spec, threads, bundle)
         except (EngineError, MissingExtra) as reason:
-            _log.warning("model '%s': running it in ONNX Runtime on the CPU; %s", spec.file, str(reason))
+            session = backend_named(FALLBACK).open(model, spec, threads, bundle)
+            where = getattr(session, "provider", FALLBACK)
+            _log.warning("model '%s': running it in ONNX Runtime, %s; %s", spec.file, where, str(reason))
+            return session
     return backend_named(FALLBACK).open(model, spec, threads, bundle)
 
 

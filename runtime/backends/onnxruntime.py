@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the embedded default, and where every fallback ends."""
+"""ONNX Runtime: on the CPU the embedded default, and on a GPU what runs there without TensorRT."""
 
 from __future__ import annotations
 
@@ -21,19 +21,30 @@ _LEVELS = {
 }
 
 
+CPU = "CPUExecutionProvider"
+
+GPU = ("NvTensorRTRTXExecutionProvider", "TensorrtExecutionProvider", "CUDAExecutionProvider")
+"""What of ONNX Runtime runs on NVIDIA's GPUs, the fastest first; what is installed may have none of them."""
+
+
 class OnnxRuntimeSession:
-    """One model in ONNX Runtime."""
+    """One model in ONNX Runtime.
+
+    Attributes:
+        provider: what of ONNX Runtime runs most of it.
+    """
 
     name = "onnxruntime"
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session: ort.InferenceSession | None = session
+        self.provider = str(session.get_providers()[0])
 
     @classmethod
     def open(cls, model: bytes, spec: Model, threads: int, _bundle: Bundle | None = None) -> OnnxRuntimeSession:
         """See ``Backend.open``; raises BundleError when this ONNX Runtime cannot load the model."""
         try:
-            return cls(ort.InferenceSession(model, session_options(spec, threads), providers=["CPUExecutionProvider"]))
+            return cls(ort.InferenceSession(model, session_options(spec, threads), providers=providers(spec)))
         except Exception as error:
             raise BundleError(
                 f"model '{spec.file}'",
@@ -52,6 +63,12 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """See ``Session.close``."""
         self._session = None
+
+
+def providers(spec: Model) -> list[str]:
+    """What may run a model, in order: a GPU's model whatever this ONNX Runtime has for GPUs, then the CPU."""
+    there = ort.get_available_providers() if spec.backend == "tensorrt" else ()
+    return [*(name for name in GPU if name in there), CPU]
 
 
 def session_options(spec: Model, threads: int) -> ort.SessionOptions:

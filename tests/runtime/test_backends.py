@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from edge_ravlm.bundle import Bundle
@@ -15,7 +16,7 @@ from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends import Session, open_session
-from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession
+from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession, providers
 
 OUTPUT = ("embedding",)
 
@@ -109,4 +110,36 @@ def test_a_backend_that_cannot_run_here_falls_back_to_the_cpu_and_logs_it(
     assert isinstance(opened, OnnxRuntimeSession)
     assert opened.run({"image": pictures[0]}, OUTPUT)[0].shape[0] == 1
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"model '{spec.file}': running it in ONNX Runtime on the CPU; ")
+    assert record.getMessage().startswith(f"model '{spec.file}': running it in ONNX Runtime, CPUExecutionProvider; ")
+
+
+@pytest.mark.parametrize(
+    ("backend", "there", "wanted"),
+    [
+        ("onnxruntime", ["CUDAExecutionProvider"], []),
+        ("tensorrt", ["CUDAExecutionProvider"], ["CUDAExecutionProvider"]),
+        (
+            "tensorrt",
+            ["CUDAExecutionProvider", "NvTensorRTRTXExecutionProvider", "TensorrtExecutionProvider"],
+            ["NvTensorRTRTXExecutionProvider", "TensorrtExecutionProvider", "CUDAExecutionProvider"],
+        ),
+        ("tensorrt", ["DmlExecutionProvider"], []),
+    ],
+)
+def test_a_gpus_model_is_offered_to_every_provider_for_gpus(
+    spec: Model, monkeypatch: pytest.MonkeyPatch, backend: str, there: list[str], wanted: list[str]
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [*there, "CPUExecutionProvider"])
+    assert providers(msgspec.structs.replace(spec, backend=backend)) == [*wanted, "CPUExecutionProvider"]
+
+
+def test_where_no_gpu_answers_the_cpu_does(
+    model: bytes, spec: Model, pictures: list[Pixels], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This ONNX Runtime knows no CUDA: it goes on as one does whose driver is missing."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
+        opened = OnnxRuntimeSession.open(model, msgspec.structs.replace(spec, backend="tensorrt"), 1)
+    assert opened.provider == "CPUExecutionProvider"
+    (embedding,), (wanted,) = (one.run({"image": pictures[0]}, OUTPUT) for one in (opened, session))
+    np.testing.assert_array_equal(embedding, wanted)

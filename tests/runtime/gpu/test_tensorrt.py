@@ -261,7 +261,7 @@ def test_what_is_missing_is_said_once_and_the_processor_takes_the_model(
         session = open_session(SMALL, SPEC, 1)
     assert isinstance(session, OnnxRuntimeSession)
     (record,) = caplog.records
-    for part in (SPEC.file, "running it in ONNX Runtime on the CPU", *says):
+    for part in (SPEC.file, "running it in ONNX Runtime, CPUExecutionProvider", *says):
         assert part in record.getMessage()
     same(session, pictures(1, 16), reference)
 
