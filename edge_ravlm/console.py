@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,18 @@ def say_json(value: Any) -> None:
 def complain(line: str) -> None:
     """One line that is no result."""
     sys.stderr.write(line + "\n")
+
+
+@contextmanager
+def complaints_of(package: str) -> Iterator[None]:
+    """What a package's log warns of, on stderr as one line each."""
+    handler, logger = logging.StreamHandler(), logging.getLogger(package)
+    handler.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cyclopts
 
-from edge_ravlm.console import complain, progress, say, say_json, table
+from edge_ravlm.console import complain, complaints_of, progress, say, say_json, table
 from edge_ravlm.errors import UsageError
 from edge_ravlm.runtime import bench_cli, memory_cli
 
 if TYPE_CHECKING:
-    from edge_ravlm.runtime.answer import Answer
     from edge_ravlm.runtime.apps.demo import Outcome
+    from edge_ravlm.runtime.watching.settings import AppSettings
 
 app = cyclopts.App()
 app.command(bench_cli.app)
@@ -92,7 +94,7 @@ def ask(
     if json:
         say_json(answer.as_dict())
     else:
-        _tell(answer)
+        _tell(answer.as_dict())
 
 
 @app.command
@@ -122,79 +124,84 @@ def run(
         region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
         budget_ms: from a frame's capture to its answer.
         frames: stop after this many; 0 goes on until the source ends.
-        trace: with an app: write a trace of every answer's life there, for chrome://tracing or ui.perfetto.dev.
+        trace: write a trace of every answer's life there, for chrome://tracing or ui.perfetto.dev.
         json: print one JSON object a line for every answer, and one for the whole run; else only changed answers.
     """
+    from edge_ravlm.runtime.deadline import check_budget
+    from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, check_app
+
     if app is not None:
-        others = (source, ask, memory, region, bundle != "starter", budget_ms != 100.0, frames)
-        return _run_app(app, trace, json=json, others=others)
-    if source is None or not ask or memory is None or trace is not None:
+        if any((source, ask, memory, region, bundle != "starter", budget_ms != 100.0, frames)):
+            raise UsageError(
+                "run", expected="an app's file alone", got="options that it says itself", do="put them into the file"
+            )
+        return _watch(app, trace, json=json)
+    if source is None or not ask or memory is None:
         raise UsageError(
             "run",
             expected="an app's file, or --source, --ask and --memory",
-            got="--trace without an app" if trace is not None else "neither",
+            got="neither",
             do="give for instance --source 0 --ask 'is the gate open?' --memory home.memory",
         )
-    from edge_ravlm.frames import Region
-    from edge_ravlm.runtime.apps.account import Account
-    from edge_ravlm.runtime.apps.watch import watch
-    from edge_ravlm.runtime.camera import LiveCapture, open_camera
-
-    looked_at = None if region is None else Region.parse(region)
-    account = Account()
-    with (
-        memory_cli.load_to_ask(bundle, memory, budget_ms=budget_ms) as ravlm,
-        open_camera(source) as camera,
-        LiveCapture(camera) as live,
-    ):
-        ended = ""
-        try:
-            for seen in watch(ravlm, live, ask, looked_at, frames):
-                account.add(seen.answer)
-                if json:
-                    say_json({"frame": seen.frame.index, "question": seen.question, **seen.answer.as_dict()})
-                elif seen.changed:
-                    _tell(seen.answer, f"frame {seen.frame.index}: {seen.question} ")
-        except KeyboardInterrupt:  # how a watch without an end is ended
-            ended = "interrupted"
-        ended = ended or live.reason or "as many frames as were asked for"
-        dropped = live.dropped
-    total = {
-        "answers": account.answers,
-        "dropped_frames": dropped,
-        **account.as_dict(budget_ms),
-        "ended": ended,
-    }
-    _sum_up(total, json=json)
-    return 0
+    camera = CameraSettings(name="camera", source=source, frames=frames, frozen_s=0)
+    watches = [
+        WatchSettings(name=f"{number}", camera="camera", question=question, region=region)
+        for number, question in enumerate(dict.fromkeys(ask))
+    ]
+    settings = AppSettings(
+        memory=str(memory),
+        bundle=bundle,
+        cameras=(camera,),
+        watches=tuple(watches),
+        budget_ms=check_budget(budget_ms),
+        sinks=(),
+    )
+    check_app(settings)
+    return _watch(settings, trace, json=json, questions={watch.name: watch.question for watch in watches})
 
 
-def _run_app(path: Path, trace: Path | None, *, json: bool, others: tuple[object, ...]) -> int:
-    """The exit code is 1 where a camera could not be read at all."""
-    import logging
+def _watch(
+    app: Path | AppSettings, trace: Path | None, *, json: bool, questions: Mapping[str, str] | None = None
+) -> int:
+    """Run an app; the exit code is 1 where a camera could not be read at all.
 
+    Args:
+        app: see ``App``.
+        trace: see ``run``.
+        json: see ``run``.
+        questions: by watch, of an app without sinks: answers (or, without ``json``, those that changed) are printed.
+    """
     from edge_ravlm.runtime.watching.app import App
+    from edge_ravlm.runtime.watching.sinks import Sink
 
-    if any(others):
-        raise UsageError(
-            "run", expected="an app's file alone", got="options that it says itself", do="put them into the file"
-        )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # on stderr: which camera is lost, and back
-    with App(path, trace=trace) as opened:
-        for sentence in opened.admission():
+    def seen_enough() -> None:  # the reader has: `head`, for instance
+        opened.stop()
+
+    def changed(row: dict[str, Any]) -> None:
+        try:
+            _tell(row, f"frame {row['frame']}: {(questions or {})[row['watch']]} ")
+        except BrokenPipeError:
+            seen_enough()
+
+    with ExitStack() as stack:
+        stack.enter_context(complaints_of("edge_ravlm.runtime"))  # which camera is lost, and back
+        answered: Callable[[dict[str, Any]], object] | None = None
+        if questions and json:
+            lines = Sink(None, seen_enough)  # a reader that dawdles must not keep the deadlines waiting
+            stack.callback(lines.close)
+            answered = lambda row: lines.put({"question": questions[row["watch"]], **row})  # noqa: E731
+        on_event = changed if questions and not json else None
+        opened = stack.enter_context(App(app, on_event=on_event, on_answer=answered, trace=trace))
+        for sentence in opened.admission() if questions is None else ():
             complain(sentence)
         opened.run()
         total = opened.summary()
         failed = any(feed.failed for feed in opened.feeds.values())
-    _sum_up(total, json=json)
-    return int(failed)
-
-
-def _sum_up(total: dict[str, Any], *, json: bool) -> None:
     if json:
         say_json({"summary": total})
-    else:
+    elif total["answers"] or not failed:
         complain(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in total.items()))
+    return int(failed)
 
 
 @app.command
@@ -248,12 +255,13 @@ def _show(outcome: Outcome, sheet: Path) -> None:
     say(f"Look at {sheet}.")
 
 
-def _tell(answer: Answer, lead: str = "") -> None:
-    why = f" ({answer.reason})" if answer.reason else ""
-    spent = answer.latency
-    verdict = "within" if spent.met else "over"
-    say(f"{lead}{answer.text}{why}")
-    say(f"  confidence {answer.confidence:.2f}, {answer.level.value}, {spent.total_ms:.1f} ms, "
-        f"{verdict} the budget of {spent.budget_ms:.0f} ms")  # fmt: skip
-    for evidence in answer.evidence:
-        say(f"  because of memory {evidence.id}, '{evidence.text}', similarity {evidence.score:.2f}")
+def _tell(answer: Mapping[str, Any], lead: str = "") -> None:
+    """An answer as plain values."""
+    why = f" ({answer['reason']})" if answer["reason"] else ""
+    spent = answer["latency"]
+    verdict = "within" if spent["met"] else "over"
+    say(f"{lead}{answer['text']}{why}")
+    say(f"  confidence {answer['confidence']:.2f}, {answer['level']}, {spent['total_ms']:.1f} ms, "
+        f"{verdict} the budget of {spent['budget_ms']:.0f} ms")  # fmt: skip
+    for evidence in answer["evidence"]:
+        say(f"  because of memory {evidence['id']}, '{evidence['text']}', similarity {evidence['score']:.2f}")

@@ -107,8 +107,9 @@ def test_run_watches_a_source_until_it_ends(
     *answers, last = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [answer["frame"] for answer in answers] == sorted({answer["frame"] for answer in answers})
-    assert last["summary"]["answers"] + last["summary"]["dropped_frames"] == 3
-    assert last["summary"]["ended"] == "end of file"
+    camera = last["summary"]["cameras"]["camera"]
+    assert last["summary"]["answers"] + camera["dropped"] == 3
+    assert camera["reason"] == "end of file"
 
 
 def test_a_memory_is_listed_checked_compacted_and_moved(

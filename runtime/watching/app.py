@@ -52,10 +52,10 @@ _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 
 class App:
-    """An app's file, opened: models, memory and sinks are ready, no camera is read yet.
+    """An app, opened: models, memory and sinks are ready, no camera is read yet.
 
     Args:
-        path: of the file.
+        app: its file, which may change while it runs; or what would stand in one, with paths from the working folder.
         on_event, on_answer: take events and answers as plain values, beside the file's sinks.
         trace: file for a trace of every answer's life; None keeps none.
 
@@ -72,15 +72,17 @@ class App:
 
     def __init__(
         self,
-        path: Path,
+        app: Path | AppSettings,
         *,
         on_event: Put | None = None,
         on_answer: Put | None = None,
         trace: Path | None = None,
     ) -> None:
-        self.path, self.settings = path, read_app(path)
+        self.path = app if isinstance(app, Path) else None
+        self.settings = read_app(app) if isinstance(app, Path) else app
         self.account, self.feeds = Account(), dict[str, Feed]()
-        self._base, self._modified = path.absolute().parent, _modified(path)
+        self._base = Path.cwd() if self.path is None else self.path.absolute().parent
+        self._modified = _modified(self.path)
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._late: Counter[str] = Counter()
         self._replaced, self._thinned = dict[str, int](), dict[str, int]()
@@ -151,7 +153,7 @@ class App:
 
     def _reload(self) -> None:
         modified = _modified(self.path)
-        if modified == self._modified:
+        if self.path is None or modified == self._modified:
             return
         self._modified = modified
         try:
@@ -337,7 +339,10 @@ def _cost_ms(ravlm: Ravlm, watch: WatchSettings) -> float:
 def _loaded(settings: AppSettings, base: Path) -> Ravlm:
     bundle = settings.bundle if settings.bundle == STARTER else base / settings.bundle
     memory = base / settings.memory
-    return load(bundle, memory, budget_ms=settings.budget_ms, threads=settings.threads, create=False)
+    read_only = not os.access(memory, os.W_OK)  # watching never writes, so read-only media serve as well
+    return load(
+        bundle, memory, budget_ms=settings.budget_ms, threads=settings.threads, create=False, read_only=read_only
+    )
 
 
 def _settle(settings: AppSettings) -> None:
@@ -355,10 +360,10 @@ def _awake(settings: AppSettings) -> AbstractContextManager[object]:
     return awake(settings.pin or os.sched_getaffinity(0)) if settings.keep_warm else nullcontext()
 
 
-def _modified(path: Path) -> int:
+def _modified(path: Path | None) -> int:
     """Nanoseconds; 0 while there is no file, as in the middle of a replacement."""
     with suppress(OSError):
-        return path.stat().st_mtime_ns
+        return 0 if path is None else path.stat().st_mtime_ns
     return 0
 
 

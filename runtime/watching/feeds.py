@@ -113,7 +113,7 @@ class Feed:
         with LiveCapture(
             open_camera(self._address, name=self.settings.name, loop=self.settings.loop, reconnect=BACK)
         ) as live:
-            while not self._closing.is_set():
+            while not self._closing.is_set() and not self.has_ended:
                 ended = live.ended
                 frame = live.newest(_WAIT_S)
                 self.dropped = live.dropped
@@ -137,6 +137,8 @@ class Feed:
             self._due_at = on_time if on_time > frame.captured_at else frame.captured_at + 1 / self.settings.fps
         self.frames += 1
         self._offer(self.settings.name, frame, self._moved(frame))
+        if self.frames == self.settings.frames:
+            self._end("as many frames as were asked for")
 
     def _moved(self, frame: Frame) -> frozenset[str]:
         """The watches that something moved for since they were last asked."""

@@ -53,6 +53,7 @@ class CameraSettings(_Strict, frozen=True):
         name: what answers call it.
         source: see ``open_camera``; a path is relative to the file.
         fps: frames a second that are looked at, at most; 0 takes all.
+        frames: that are looked at, at most; 0 goes on until the source ends.
         loop: start a recording again at its end.
         frozen_s: seconds of identical pictures after which a live source counts as frozen; 0 never. A video encoder
             that controls its rate makes something different of the same picture each time, which is not noticed.
@@ -61,6 +62,7 @@ class CameraSettings(_Strict, frozen=True):
     name: Name
     source: str
     fps: Least0 = 0.0
+    frames: Annotated[int, Meta(ge=0)] = 0
     loop: bool = False
     frozen_s: Least0 = 10.0
 
@@ -162,7 +164,7 @@ def read_app(path: Path) -> AppSettings:
     """
     try:
         app = msgspec.toml.decode(path.read_bytes(), type=AppSettings)
-        _check(app)
+        check_app(app)
     except OSError as error:
         raise DataError(
             f"app '{path}'", expected="a readable TOML file", got=error.strerror or str(error), do="check the path"
@@ -172,7 +174,7 @@ def read_app(path: Path) -> AppSettings:
     return app
 
 
-def _check(app: AppSettings) -> None:
+def check_app(app: AppSettings) -> None:
     """Raises ValueError, or the error of the part at fault, for what the types alone do not tell."""
     cameras, watches = ([one.name for one in part] for part in (app.cameras, app.watches))
     for what, names in (("cameras", cameras), ("watches", watches)):

@@ -6,6 +6,7 @@ import logging
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ class Sink:
 
     Args:
         path: of the file; None is stdout.
+        on_broken: called when nobody reads stdout any more.
 
     Attributes:
         dropped: lines that did not fit any more, or that the disk refused.
@@ -32,8 +34,9 @@ class Sink:
         StorageError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, on_broken: Callable[[], object] | None = None) -> None:
         self.dropped = 0
+        self._on_broken = on_broken
         self._path = path
         self._file: IO[str] = sys.stdout if path is None else _opened(path)
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
@@ -64,6 +67,12 @@ class Sink:
             self._file.write(text)
             if self._waiting.empty():
                 self._file.flush()
+        except BrokenPipeError as error:
+            self.dropped += 1
+            if self._on_broken is None:
+                log.warning("a line was lost: %s", error)
+            else:
+                self._on_broken()
         except (OSError, ValueError) as error:  # ValueError: it was closed by somebody else
             self.dropped += 1
             log.warning("a line was lost: %s", error)
