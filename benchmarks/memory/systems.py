@@ -18,7 +18,7 @@ import numpy as np
 
 from memory.data import DIM, Vectors
 
-CONNECTIVITY, EXPANSION_ADD = 16, 64
+CONNECTIVITY = 16
 
 TRAINED_EACH = 40
 """Vectors an inverted list is trained on, FAISS's own minimum."""
@@ -27,6 +27,11 @@ ROOM = 4096
 """Vectors that can be added to an opened index."""
 
 _BATCH = 5_000
+
+
+def expansion_add(count: int) -> int:
+    """The product's, which is not installed where its peers are."""
+    return 128 if count > 200_000 else 64
 
 
 class System(Protocol):
@@ -64,7 +69,7 @@ class _Faiss:
         description = self._describe(len(vectors))
         index = self._faiss.index_factory(DIM, description, self._faiss.METRIC_INNER_PRODUCT)
         if index.is_trained:
-            self._faiss.ParameterSpace().set_index_parameter(index, "efConstruction", EXPANSION_ADD)
+            self._faiss.ParameterSpace().set_index_parameter(index, "efConstruction", expansion_add(len(vectors)))
         else:
             sample = np.random.default_rng(0).permutation(len(vectors))[: TRAINED_EACH * index.nlist]
             index.train(vectors[np.sort(sample)])
@@ -99,7 +104,7 @@ class _Hnswlib:
         self._lock = threading.Lock()
 
     def build(self, vectors: Vectors, folder: Path) -> None:
-        self._index.init_index(len(vectors), M=CONNECTIVITY, ef_construction=EXPANSION_ADD)
+        self._index.init_index(len(vectors), M=CONNECTIVITY, ef_construction=expansion_add(len(vectors)))
         for start in range(0, len(vectors), _BATCH):
             self._index.add_items(vectors[start : start + _BATCH], num_threads=1)
         self._index.save_index(str(folder / "index.bin"))

@@ -145,7 +145,9 @@ def test_resident_memory_is_split() -> None:
 
 
 def test_graphs_have_the_same_parameters() -> None:
-    assert (systems.CONNECTIVITY, systems.EXPANSION_ADD) == (index.CONNECTIVITY, index.EXPANSION_ADD)
+    assert systems.CONNECTIVITY == index.CONNECTIVITY
+    for count in (1, index.LARGE_ROWS, index.LARGE_ROWS + 1, 1_000_000):
+        assert systems.expansion_add(count) == index.expansion_add(count)
     assert "def near_each_other" in ours.recipe(), "a change of how graphs are built makes built files stale"
 
 
