@@ -2,6 +2,7 @@
 
     python benchmarks/deadline.py --json            5 minutes at nominal rate, 1 at overload, 1 in a plain loop
     python benchmarks/deadline.py --quick           a minute in all
+    python benchmarks/deadline.py --keep-warm       with processors that stay awake between frames, as `keep_warm` does
     python benchmarks/deadline.py --plot FILE.png   the latencies, with the budget's line
 
 A camera gives the frames of the package's own clip, round and round, and "is the gate open?" is asked about a region of
@@ -20,6 +21,7 @@ that of the answers given, held ones included, on the frames that they were give
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,7 @@ from edge_ravlm.runtime.bench.outcome import Record, accuracy, levels, percentil
 from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.bench.workload import CAMERA, Workload, yard
 from edge_ravlm.runtime.pipeline import Ravlm
+from edge_ravlm.runtime.watching.warmth import awake
 from edge_ravlm.runtime.watching.watcher import unhurried_collection
 
 FLAVOR, THREADS = "cpu-u8", 2
@@ -58,7 +61,8 @@ def main() -> int:
     """Run it and say what came out."""
     arguments = _parser().parse_args()
     try:
-        found = measured(arguments.quick)
+        with awake(os.sched_getaffinity(0) if arguments.keep_warm else ()):
+            found = measured(arguments.quick) | {"keep_warm": arguments.keep_warm}
     except EdgeRavlmError as error:
         complain(str(error))
         return 1
@@ -227,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--quick", action="store_true", help="a minute in all")
+    parser.add_argument("--keep-warm", action="store_true", help="keep the processors awake between frames")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="write the latencies as a picture")
     return parser
 

@@ -82,7 +82,7 @@ class FusionDecoder:
     Args:
         bundle: an opened bundle.
         flavor: which of its quantization flavours; one that has a decoder.
-        threads: CPU threads; 0 leaves the choice to the backend.
+        threads: CPU threads that read; 0 leaves the choice to the backend. One writes.
 
     Attributes:
         spec: the bundle's constants of it.
@@ -106,7 +106,8 @@ class FusionDecoder:
             )
         self.prefill_pace, self.step_pace = Pace(), Pace()
         self._prefill = open_session(bundle.read(models.prefill.file), models.prefill, threads, bundle)
-        self._step = open_session(bundle.read(models.step.file), models.step, threads, bundle)
+        # One token is too little work to share: with a second thread a step takes 1.15 times as long.
+        self._step = open_session(bundle.read(models.step.file), models.step, 1, bundle)
 
     def lay_out(self, question: str, passages: list[Passage]) -> Prompt:
         """A question and the entries found for it, best first, as ``prefill`` takes them."""
