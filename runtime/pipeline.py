@@ -24,6 +24,7 @@ from edge_ravlm.runtime.deadline import Deadline, Paces, check_budget
 from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder, check_question
 from edge_ravlm.runtime.fusion.decoder import no_decoder
 from edge_ravlm.runtime.generation import Generator, check_hops
+from edge_ravlm.runtime.later import Later
 from edge_ravlm.runtime.looking import AFTER_LOOKING, Looking, View
 from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where
 from edge_ravlm.runtime.questions import (
@@ -44,6 +45,9 @@ _STANDING_QUESTIONS = 64
 """Kept between frames, the ones asked last. Each holds up to 1 MB of its topic's vectors (measured: 0.8 MB)."""
 
 _EVIDENCE = 3
+
+_LATER_S = 1.0
+"""Seconds after which the decoder is opened if no answer in words was wanted before."""
 
 Picture = Frame | NDArray[Any]
 Vector = NDArray[np.float32]
@@ -89,14 +93,15 @@ class Ravlm:
         self._rules = bundle.manifest.answering
         self._image = ImageEncoder(bundle, flavor, threads, backend)
         self._text = TextEncoder(bundle, flavor)
-        self._generator: Generator | None = None
-        if bundle.manifest.flavor(flavor).fusion is not None:
-            self._generator = Generator(bundle, flavor, threads, memory, self._image, self._text)
+        self._generator: Later[Generator] | None = None
         self._searcher = Searcher(bundle, memory, self._image, self._text)
         self._teacher = Teacher(bundle, flavor, self._image, self._text)
         self._open_questions = self._text.embed(OPEN_QUESTIONS)
         self._paces = Paces()
         self._looking = Looking(self._image, self._paces)
+        if bundle.manifest.flavor(flavor).fusion is not None:
+            image, text = self._image, self._text
+            self._generator = Later(lambda: Generator(bundle, flavor, threads, memory, image, text), _LATER_S)
         self._standing: OrderedDict[tuple[str, str, Region | None, Where, int], Standing] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -106,7 +111,9 @@ class Ravlm:
         return self._image.backend
 
     def settle(self) -> None:
-        """Wait until the image encoder runs in the library that it will go on with, as benchmarks should."""
+        """Wait until all models are there, and the encoder's in the library that it will go on with: for benchmarks."""
+        if self._generator is not None:
+            self._generator.get()
         self._image.settle()
 
     def __enter__(self) -> Ravlm:
@@ -119,11 +126,11 @@ class Ravlm:
 
     def close(self) -> None:
         """Release models and memory; what was remembered is already on disk."""
+        if self._generator is not None:
+            self._generator.close()
         self.memory.close()
         self._image.close()
         self._text.close()
-        if self._generator is not None:
-            self._generator.close()
 
     # -- teach -------------------------------------------------------------------------------------------------
 
@@ -206,9 +213,10 @@ class Ravlm:
         Raises:
             BundleError: ``generate`` of a bundle without a fusion decoder.
         """
-        generator, hops = self._generator if generate else None, check_hops(hops)
-        if generate and generator is None:
+        hops = check_hops(hops)
+        if generate and self._generator is None:
             raise no_decoder(self.bundle, self.flavor)
+        generator = self._generator.get() if generate and self._generator is not None else None
         frame = Frame.of(picture)
         deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at, self._paces)
         standing = self._stand(frame, check_question(question), region, where, hops if generator else 0)

@@ -380,7 +380,7 @@ def test_without_time_to_read_the_answer_is_a_retrieved_one(
 ) -> None:
     tell(ravlm, BINS)
     with monkeypatch.context() as patch:
-        patch.setattr(ravlm._generator._decoder, "prefill_pace", Slow())
+        patch.setattr(ravlm._generator.get()._decoder, "prefill_pace", Slow())
         answer = ravlm.ask(yard.open, BINS_QUESTION, generate=True)
     assert (answer.text, answer.level) == (BINS, Level.RETRIEVED)
     assert "decode" not in answer.latency.stages_ms
@@ -392,7 +392,7 @@ def test_what_time_cut_off_is_said_to_be_and_written_anew_the_next_time(
 ) -> None:
     tell(ravlm, BINS)
     with monkeypatch.context() as patch:
-        patch.setattr(ravlm._generator._decoder, "step_pace", Slow(after=4))  # one is the plan's
+        patch.setattr(ravlm._generator.get()._decoder, "step_pace", Slow(after=4))  # one is the plan's
         answer = ravlm.ask(yard.open, BINS_QUESTION, generate=True)
     assert (answer.text, answer.level, answer.complete) == ("the bins go", Level.GENERATED, False)
     assert answer.as_dict()["complete"] is False
@@ -405,7 +405,7 @@ def test_without_time_for_a_second_hop_the_first_one_answers(
     ravlm: Ravlm, yard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ravlm.remember(yard.open, KETTLE)
-    monkeypatch.setattr(ravlm._generator, "_hop_pace", Slow())
+    monkeypatch.setattr(ravlm._generator.get(), "_hop_pace", Slow())
     answer = ravlm.ask(yard.open, BOUGHT_QUESTION, generate=True, hops=2)
     assert (answer.text, answer.level) == (KETTLE, Level.GENERATED)
     assert "second_hop" not in answer.latency.stages_ms

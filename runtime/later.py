@@ -1,0 +1,58 @@
+"""What is not needed at once: made in a thread of its own a moment later, or as soon as somebody wants it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+
+class Later(Generic[T]):
+    """Something that is made later.
+
+    Args:
+        make: makes it, in a thread of its own.
+        after_s: seconds until it is made if nobody wants it before, so that whoever waits for something else has the
+            processors.
+    """
+
+    def __init__(self, make: Callable[[], T], after_s: float) -> None:
+        self._make, self._after_s = make, after_s
+        self._made: T | None = None
+        self._error: Exception | None = None
+        self._closed = False
+        self._wanted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="later")
+        self._thread.start()
+
+    def get(self) -> T:
+        """It, once it is there; raises what making it raised."""
+        self._wanted.set()
+        self._thread.join()
+        if self._made is None:
+            raise self._error or RuntimeError("closed already")
+        return self._made
+
+    def close(self) -> None:
+        """Close it if it was made; else it is not made any more."""
+        self._closed = True
+        self._wanted.set()
+        self._thread.join()
+        if self._made is not None:
+            self._made.close()
+
+    def _run(self) -> None:
+        self._wanted.wait(self._after_s)
+        if self._closed:
+            return
+        try:
+            self._made = self._make()
+        except Exception as error:  # whoever wants it will hear of it
+            self._error = error
