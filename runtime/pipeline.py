@@ -64,6 +64,7 @@ class Asked:
     where: Where | None = None
     budget_ms: float | None = None
     hops: int = 0
+    fresh: bool = False
 
 
 class Ravlm:
@@ -270,7 +271,7 @@ class Ravlm:
             pixels = self._looking.pixels(asked.frame, asked.region)
         except EdgeRavlmError:
             return False
-        known = standing.pixels if standing.version == self.memory.version else None
+        known = standing.pixels if standing.version == self.memory.version and not asked.fresh else None
         return known is None or not is_still(known, pixels)
 
     def learn_together(self) -> dict[int, float]:

@@ -9,7 +9,8 @@ come.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.bench.outcome import Record, record
 from edge_ravlm.runtime.bench.workload import Sample
 from edge_ravlm.runtime.bench.yardstick import Yardstick
+from edge_ravlm.runtime.looking import TOGETHER
 
 Scenario = Literal["single-stream", "multi-stream", "offline"]
 
@@ -39,7 +41,8 @@ _OFFLINE = 24_576
 _FEWEST = 64
 _MARK = ":::MLLOG "
 
-Ask = Callable[[Sample], Answer]
+Ask = Callable[[Sequence[Sample]], Iterator[Answer]]
+"""Answers samples that came together, in their order."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def play(
     Args:
         scenario: whose rules.
         samples: to draw from.
-        ask: answers one; called from several threads if ``rules.workers`` says so.
+        ask: answers; called from several threads if ``rules.workers`` says so, else with as many samples of a query as
+            may be looked at together.
         rules: how long.
         folder: for LoadGen's files.
         fastest_ms: that an answer took so far; by it LoadGen plans how much to ask, and too little would be invalid.
@@ -160,22 +164,29 @@ class _Answering:
     def issue(self, queries: Sequence[Any]) -> None:
         """Called by LoadGen with all samples of a query; an exception in here would end the process."""
         if self._pool is None:
-            for query in queries:
-                self._answer(query)
+            for start in range(0, len(queries), TOGETHER[0]):
+                self._answer(queries[start : start + TOGETHER[0]])
             return
-        waiting: list[Future[None]] = [self._pool.submit(self._answer, query) for query in queries]
+        waiting: list[Future[None]] = [self._pool.submit(self._answer, [query]) for query in queries]
         for one in waiting:
             one.result()
 
-    def _answer(self, query: Any) -> None:
-        sample, answer = self.samples[query.index], None
+    def _answer(self, queries: Sequence[Any]) -> None:
+        samples, left = [self.samples[query.index] for query in queries], deque(queries)
+        answers = list[Answer]()
         try:
-            answer = self.ask(sample) if self.fault is None else None
+            for answer in self.ask(samples) if self.fault is None else ():
+                answers.append(answer)
+                self._complete(left.popleft())
         except BaseException as error:  # it is raised again once LoadGen has ended
             self.fault = error
-        self.lg.QuerySamplesComplete([self.lg.QuerySampleResponse(query.id, 0, 0)])
-        if answer is not None:
+        for query in left:
+            self._complete(query)
+        for sample, answer in zip(samples, answers, strict=False):
             self._keep(sample, answer)
+
+    def _complete(self, query: Any) -> None:
+        self.lg.QuerySamplesComplete([self.lg.QuerySampleResponse(query.id, 0, 0)])
 
     def _keep(self, sample: Sample, answer: Answer) -> None:
         with self._lock:  # the yardstick after the answer was given: it is not part of its time

@@ -83,6 +83,8 @@ def run(bundle: Bundle, wish: Wish, folder: Path, bar: Bar) -> Outcome:
         workload.instruct(ravlm)
         cold = workload.ask(ravlm, workload.samples[0], generate=wish.generate).latency
         ravlm.settle()
+        if wish.scenario in ("multi-stream", "offline"):
+            ravlm.learn_together()
         fastest_ms = _warm(ravlm, workload, wish.generate)
         figures: dict[str, Any] = {"load_s": round(load_s, 3), "first_answer_ms": round(cold.total_ms, 3)}
         play = _camera if wish.scenario == "camera" else _loadgen
@@ -124,7 +126,7 @@ def _loadgen(ravlm: Ravlm, workload: Workload, wish: Wish, folder: Path, fastest
         played = loadgen.play(
             wish.scenario,
             workload.samples,
-            lambda sample: workload.ask(ravlm, sample, generate=wish.generate),
+            lambda samples: workload.ask_all(ravlm, samples, generate=wish.generate),
             wish.rules,
             folder,
             fastest_ms,

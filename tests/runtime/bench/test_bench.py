@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,11 +26,15 @@ SHORT = Rules(seconds=0.5, quick=True)
 SAMPLES = [Sample(f"thing@{n}", n, "is it there?", Region.box(0, 0, 1, 1), "yes") for n in range(8)]
 
 
-def answered(sample: Sample) -> Answer:
+def one(sample: Sample) -> Answer:
     """In two milliseconds; every second sample wrong."""
     time.sleep(0.002)
     words = "yes" if sample.frame % 2 else "no"
     return Answer(words, 0.9, Level.RETRIEVED, (), Latency({"look": 1.0}, 2.0, 100.0), 0.0)
+
+
+def answered(samples: Sequence[Sample]) -> Iterator[Answer]:
+    return map(one, samples)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +62,35 @@ def test_loadgen_asks_in_every_scenario_and_judges(tmp_path: Path, scenario: loa
 
 
 def test_what_answering_raises_is_raised_once_loadgen_has_ended(tmp_path: Path) -> None:
-    def broken(sample: Sample) -> Answer:
-        if sample.frame == 3:
-            raise EdgeRavlmError("camera", expected="a picture", got="none", do="look")
-        return answered(sample)
+    def broken(samples: Sequence[Sample]) -> Iterator[Answer]:
+        for sample in samples:
+            if sample.frame == 3:
+                raise EdgeRavlmError("camera", expected="a picture", got="none", do="look")
+            yield one(sample)
 
-    with pytest.raises(EdgeRavlmError, match="expected a picture, got none"):
-        play("single-stream", SAMPLES, broken, SHORT, tmp_path, fastest_ms=1.0)
+    for scenario in ("single-stream", "multi-stream"):
+        with pytest.raises(EdgeRavlmError, match="expected a picture, got none"):
+            play(scenario, SAMPLES, broken, replace(SHORT, streams=6), tmp_path, fastest_ms=1.0)
+
+
+def test_what_comes_together_is_asked_together(tmp_path: Path) -> None:
+    groups: list[int] = []
+
+    def noted(samples: Sequence[Sample]) -> Iterator[Answer]:
+        groups.append(len(samples))
+        return answered(samples)
+
+    play("multi-stream", SAMPLES, noted, replace(SHORT, streams=6), tmp_path, fastest_ms=1.0)
+    assert groups[::2] == [4] * len(groups[::2])
+    assert groups[1::2] == [2] * len(groups[1::2])
+
+
+def test_several_streams_are_answered_rightly_from_shared_looks(tmp_path: Path, workload: Workload) -> None:
+    wish = Wish("multi-stream", replace(SHORT, streams=4), threads=1)
+    found = run(Bundle.open("starter"), wish, tmp_path, silent)  # type: ignore[arg-type]
+    assert found.figures["levels"] == {"retrieved": 1.0}
+    assert found.quality["accuracy"] > 0.9
+    assert len(found.records) % 4 == 0
 
 
 def test_a_run_that_loadgen_finds_too_short_is_not_valid(tmp_path: Path) -> None:
