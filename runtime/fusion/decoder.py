@@ -63,8 +63,8 @@ class Generated:
         confidence: the product of its tokens' probabilities, END's included: how probable this very answer is to the
             decoder. That is what beams look for the most of. Of an answer cut off, that of the tokens there are.
         abstention: probability that nothing answers (NONE as the first token).
-        weights: float32 [passages], the share of the answer that was copied from each; what is missing to 1 was
-            copied from the question, or is in the decoder's own words.
+        weights: float32 [passages], the share of the answer that was copied from each; what is missing to 1 is in the
+            decoder's own words.
         complete: whether it came to its end; else time or ``longest`` cut it off.
     """
 
@@ -168,7 +168,8 @@ class FusionDecoder:
             }
             with self.step_pace.run():
                 words, copies, keys, values = self._step.run(feeds, _WRITTEN)
-            search.advance(words, copies[:, : len(search.source)])
+            # What was asked is no answer: without this, some end in words of the question ("is it open?" - "open?").
+            search.advance(words, copies[:, : len(search.source)] * search.told)
             if search.abstention >= abstain_above:
                 return Generated("", (), 0.0, search.abstention, search.nothing.copied, complete=True)
             keys, values = keys[:, search.parents], values[:, search.parents]
@@ -176,7 +177,7 @@ class FusionDecoder:
         return Generated(
             self._tokenizer.decode(list(best.tokens)).strip(),
             best.tokens,
-            best.probability if best.tokens else 0.0,
+            float(best.probability) if best.tokens else 0.0,
             search.abstention,
             best.copied / np.float32(max(1, len(best.tokens))),
             best.ended,
@@ -219,14 +220,14 @@ class _Search:
     """Looks for the likeliest answer, following the likeliest few.
 
     Attributes:
-        source: int64 [b * t], the tokens that can be copied.
+        source, told: int64 and bool [b * t], the tokens that stand there, and whether they can be copied.
         nothing: the answer that has no token yet.
         parents: for each answer that goes on, which of those before the last step it continues.
         abstention: probability of NONE as the first token.
     """
 
     def __init__(self, prompt: Prompt, beams: int) -> None:
-        self.source = prompt.source
+        self.source, self.told = prompt.source, prompt.told
         self.nothing = _Hypothesis((), 1.0, np.zeros(prompt.passages, np.float32))
         self.parents = [0]
         self.abstention = 0.0

@@ -90,6 +90,11 @@ class Prompt:
         """What can be copied, int64 [b * t]: the tokens in one row; PAD cannot."""
         return self.tokens.reshape(-1)
 
+    @property
+    def told(self) -> NDArray[np.bool_]:
+        """Which of ``source`` stand in an entry, bool [b * t]; the others are the question's."""
+        return (self.roles >= TOLD).reshape(-1)
+
 
 def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], dim: int) -> Prompt:
     """Lay out one question.

@@ -503,3 +503,15 @@ def test_the_meaning_of_a_picture_is_remembered_in_a_field_of_its_own(plain: Bun
         assert ravlm.ask(yard.open, "is the gate open?", region=yard.gate).text == "the gate is open"
         reembed(ravlm, ravlm.memory, lambda: None)
         assert {hit.id for hit in ravlm.memory.search("meaning", meaning, 9)} == {old, new}
+
+
+def test_what_was_asked_is_no_answer(ravlm: Ravlm, yard: Any) -> None:
+    """Words come from what was taught or are the decoder's own, never from the question."""
+    taught = ("the gate is closed", "the gate is open")
+    ravlm.remember(yard.closed, taught[0], region=yard.gate)
+    ravlm.remember(yard.open, taught[1], region=yard.gate)
+    for picture in (yard.closed_later, yard.open_later):
+        for question in ("is the gate open?", "is the gate closed?", "gate blorf zanged glimp, which?"):
+            answer = ravlm.ask(Frame(picture), question, region=yard.gate, generate=True)
+            assert answer.abstained or any(answer.text in sentence for sentence in taught), (question, answer.text)
+            assert type(answer.confidence) is float
