@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +127,7 @@ def run(
         json: print one JSON object a line for every answer, and one for the whole run; else only changed answers.
     """
     from edge_ravlm.runtime.deadline import check_budget
-    from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, check_app
+    from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings, check_app
 
     if app is not None:
         if any((source, ask, memory, region, bundle != "starter", budget_ms != 100.0, frames)):
@@ -154,45 +153,28 @@ def run(
         cameras=(camera,),
         watches=tuple(watches),
         budget_ms=check_budget(budget_ms),
-        sinks=(),
+        sinks=(SinkSettings(what="answers"),) if json else (),
     )
     check_app(settings)
-    return _watch(settings, trace, json=json, questions={watch.name: watch.question for watch in watches})
+    return _watch(settings, trace, json=json)
 
 
-def _watch(
-    app: Path | AppSettings, trace: Path | None, *, json: bool, questions: Mapping[str, str] | None = None
-) -> int:
-    """Run an app; the exit code is 1 where a camera could not be read at all.
-
-    Args:
-        app: see ``App``.
-        trace: see ``run``.
-        json: see ``run``.
-        questions: by watch, of an app without sinks: answers (or, without ``json``, those that changed) are printed.
-    """
+def _watch(app: Path | AppSettings, trace: Path | None, *, json: bool) -> int:
+    """Run an app; the exit code is 1 where a camera could not be read at all."""
     from edge_ravlm.runtime.watching.app import App
-    from edge_ravlm.runtime.watching.sinks import Sink
 
-    def seen_enough() -> None:  # the reader has: `head`, for instance
-        opened.stop()
-
-    def changed(row: dict[str, Any]) -> None:
+    def changed(row: Mapping[str, Any]) -> None:
         try:
-            _tell(row, f"frame {row['frame']}: {(questions or {})[row['watch']]} ")
-        except BrokenPipeError:
-            seen_enough()
+            _tell(row, f"frame {row['frame']}: {row['question']} ")
+        except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+            opened.stop()
 
-    with ExitStack() as stack:
-        stack.enter_context(complaints_of("edge_ravlm.runtime"))  # which camera is lost, and back
-        answered: Callable[[dict[str, Any]], object] | None = None
-        if questions and json:
-            lines = Sink(None, seen_enough)  # a reader that dawdles must not keep the deadlines waiting
-            stack.callback(lines.close)
-            answered = lambda row: lines.put({"question": questions[row["watch"]], **row})  # noqa: E731
-        on_event = changed if questions and not json else None
-        opened = stack.enter_context(App(app, on_event=on_event, on_answer=answered, trace=trace))
-        for sentence in opened.admission() if questions is None else ():
+    has_file = isinstance(app, Path)
+    with (
+        complaints_of("edge_ravlm.runtime"),  # which camera is lost, and back
+        App(app, on_event=None if has_file or json else changed, trace=trace) as opened,
+    ):
+        for sentence in opened.admission() if has_file else ():
             complain(sentence)
         opened.run()
         total = opened.summary()

@@ -92,7 +92,10 @@ class App:
             self.ravlm = stack.enter_context(_loaded(self.settings, self._base))
             self._metrics = stack.enter_context(Metrics(self.settings.metrics_port))
             self._trace = stack.enter_context(Trace(trace))
-            sinks = [(sink.what, Sink(self._base / sink.path if sink.path else None)) for sink in self.settings.sinks]
+            alone = self.stop if len(self.settings.sinks) == 1 else None
+            sinks = [
+                (sink.what, Sink(self._base / sink.path if sink.path else None, alone)) for sink in self.settings.sinks
+            ]
             self._sinks = [sink for _, sink in sinks]
             for sink in self._sinks:
                 stack.callback(sink.close)
@@ -235,14 +238,15 @@ class App:
             self._late[longest(told.answer.latency)] += 1
         self._metrics.told(told)
         self._trace.told(told)
-        for put in self._answers:
-            put(as_dict(told))
         with self._lock:
-            steady = self._steady.get(told.watch)
+            steady, asked = self._steady.get(told.watch), self._asked.get(told.watch)
+        question = {"question": asked.question if asked is not None else ""}
+        for put in self._answers:
+            put(question | as_dict(told))
         event = None if steady is None else steady.add(told)
         for put in self._events if event is not None else ():
             assert event is not None
-            put(event.as_dict())
+            put(question | event.as_dict())
 
     def summary(self) -> dict[str, Any]:
         """Of the whole run, as plain values; ``late_by`` counts late answers by the stage that took most.

@@ -25,7 +25,7 @@ class Sink:
 
     Args:
         path: of the file; None is stdout.
-        on_broken: called when nobody reads stdout any more.
+        on_broken: called when nobody reads stdout any more; without it, that is said as for every other lost line.
 
     Attributes:
         dropped: lines that did not fit any more, or that the disk refused.
