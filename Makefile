@@ -27,8 +27,6 @@ $(VENV)/.runtime: pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime constraints.txt
 	@echo "Setting up $(VENV) for development: torch is large, this takes some minutes."
 	@$(call INSTALL,--constraint constraints.txt --editable '.[dev]')
-	@# What these stubs depend on is gigabytes, and nothing of it is run.
-	@$(call INSTALL,--constraint constraints.txt --no-deps tensorrt-stubs)
 	@touch $@
 
 setup: $(VENV)/.dev  ## .venv with everything for development

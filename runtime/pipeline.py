@@ -77,6 +77,7 @@ class Ravlm:
         budget_ms: from a frame's capture to its answer, unless a call says otherwise.
         threads: CPU threads of the image encoder and the fusion decoder.
         backend: what runs the image encoder of a CPU's flavour, see ``backends.choice.open_fastest``.
+        image: an encoder of the bundle's image space to take in place of the bundle's own; closed with this object.
     """
 
     def __init__(
@@ -88,20 +89,20 @@ class Ravlm:
         budget_ms: float,
         threads: int,
         backend: str | None = None,
+        image: ImageEncoder | None = None,
     ) -> None:
         self.bundle, self.memory, self.flavor = bundle, memory, flavor
         self.budget_ms = check_budget(budget_ms)
         self._rules = bundle.manifest.answering
-        self._image = ImageEncoder(bundle, flavor, threads, backend)
-        self._text = TextEncoder(bundle, flavor)
+        self._image = image = ImageEncoder(bundle, flavor, threads, backend) if image is None else image
+        self._text = text = TextEncoder(bundle, flavor)
         self._generator: Later[Generator] | None = None
-        self._searcher = Searcher(bundle, memory, self._image, self._text)
-        self._teacher = Teacher(bundle, flavor, self._image, self._text)
+        self._searcher = Searcher(bundle, memory, image, text)
+        self._teacher = Teacher(bundle, flavor, image, text)
         self._open_questions = self._text.embed(OPEN_QUESTIONS)
         self._paces = Paces()
-        self._looking = Looking(self._image, self._paces)
+        self._looking = Looking(image, self._paces)
         if bundle.manifest.flavor(flavor).fusion is not None:
-            image, text = self._image, self._text
             self._generator = Later(lambda: Generator(bundle, flavor, threads, memory, image, text), _LATER_S)
         self._standing: OrderedDict[tuple[str, str, Region | None, Where, int], Standing] = OrderedDict()
         self._lock = threading.Lock()

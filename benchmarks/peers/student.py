@@ -43,12 +43,13 @@ class FullPrecisionEncoder(ImageEncoder):
         super().__init__(bundle, flavor, threads)
         self._embed = embed
 
-    def look(self, pixels: Pixels) -> Look:
-        """See ``ImageEncoder.look``."""
+    def looks(self, pixels: Pixels) -> list[Look]:
+        """See ``ImageEncoder.looks``."""
         if self._embed is None:
-            return super().look(pixels)
+            return super().looks(pixels)
         # Their weights never learnt where to look: the middle costs the same.
-        return Look(self._embed(pixels), _NO_CELLS, focus=None if self.closer is None else Focus(0.5, 0.5, 0.5))
+        focus = None if self.closer is None else Focus(0.5, 0.5, 0.5)
+        return [Look(self._embed(one[None]), _NO_CELLS, focus=focus) for one in pixels]
 
     def embed(self, pixels: Pixels) -> NDArray[np.float32]:
         """See ``ImageEncoder.embed``."""
@@ -67,9 +68,11 @@ class OtherRavlm(Ravlm):
         bundle = Bundle.open(STARTER)
         self._folder = tempfile.TemporaryDirectory(prefix="edge-ravlm-peer-")
         memory = open_memory(bundle, Path(self._folder.name) / "memory")
-        super().__init__(bundle, memory, flavor=FLAVOR, budget_ms=BUDGET_MS, threads=threads)
-        self._image.close()
-        self._image = encoder(bundle, FLAVOR, threads)
+        image = encoder(bundle, FLAVOR, threads)
+        super().__init__(bundle, memory, flavor=FLAVOR, budget_ms=BUDGET_MS, threads=threads, image=image)
+        if self._generator is not None:  # it reads cells, and theirs never learnt what they mean
+            self._generator.close()
+            self._generator = None
 
     def close(self) -> None:
         """See ``Ravlm.close``."""

@@ -50,6 +50,10 @@ _AT_START = ("bundle", "memory", "threads", "looking", "sinks", "metrics_port", 
 _POLL_S = 0.05
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
+_M_ARENA_MAX, _ARENAS = -8, 2
+"""Pools of main memory: glibc would give each thread one of its own, and frames that pass from one to another leave
+holes in all of them."""
+
 
 class App:
     """An app, opened: models, memory and sinks are ready, no camera is read yet.
@@ -350,7 +354,9 @@ def _loaded(settings: AppSettings, base: Path) -> Ravlm:
 
 
 def _settle(settings: AppSettings) -> None:
-    """Stay on the wished processors, and in main memory, as far as that is allowed."""
+    """Stay on the wished processors, and in main memory, as far as that is allowed; and let memory not grow."""
+    with suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
     if settings.pin:
         try:
             os.sched_setaffinity(0, settings.pin)

@@ -69,7 +69,7 @@ def test_tensorrt_rtx_has_the_constants() -> None:
 
 @pytest.mark.parametrize("name", ["IExecutionContext", "ICudaEngine", "Runtime"])
 def test_tensorrt_has_what_is_used(name: str) -> None:
-    """By its stubs: with their dependencies they are gigabytes, so ``pip install --no-deps tensorrt-stubs``."""
+    """By its stubs, which `.ci/run` keeps apart: with their dependencies they are gigabytes."""
     try:
         (path,) = (one for one in files("tensorrt-stubs") or () if one.name == "tensorrt.pyi")
     except PackageNotFoundError:
