@@ -106,7 +106,7 @@ class FusionDecoder:
             )
         self.prefill_pace, self.step_pace = Pace(), Pace()
         self._prefill = open_session(bundle.read(models.prefill.file), models.prefill, threads, bundle)
-        # One token is too little work to share: a second thread takes a core and brings nothing (1.42 and 1.41 ms a step).
+        # One token is too little work to share: a second thread takes a core, and a step the same time (1.41 ms).
         self._step = open_session(bundle.read(models.step.file), models.step, 1, bundle)
 
     def lay_out(self, question: str, passages: list[Passage]) -> Prompt:
