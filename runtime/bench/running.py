@@ -20,7 +20,7 @@ from edge_ravlm.runtime.bench.meter import Meter, Spent
 from edge_ravlm.runtime.bench.outcome import Outcome, Record, accuracy, levels, percentiles, stages
 from edge_ravlm.runtime.bench.workload import Workload, yard
 from edge_ravlm.runtime.pipeline import Ravlm, load, usual_threads
-from edge_ravlm.runtime.watching.watcher import unhurried_collection
+from edge_ravlm.runtime.watching.process import on_time, unhurried_collection
 
 Scenario = Literal[loadgen.Scenario, "camera"]
 
@@ -87,8 +87,8 @@ def run(bundle: Bundle, wish: Wish, folder: Path, bar: Bar) -> Outcome:
             ravlm.learn_together()
         fastest_ms = _warm(ravlm, workload, wish.generate)
         figures: dict[str, Any] = {"load_s": round(load_s, 3), "first_answer_ms": round(cold.total_ms, 3)}
-        play = _camera if wish.scenario == "camera" else _loadgen
-        with unhurried_collection():
+        play, around = (_camera, on_time) if wish.scenario == "camera" else (_loadgen, unhurried_collection)
+        with around():
             found, records, spent, why = play(ravlm, workload, wish, folder, fastest_ms, bar)
     figures |= found
     figures |= {

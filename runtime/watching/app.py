@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -30,11 +29,12 @@ from edge_ravlm.runtime.watching.events import Steady, as_dict
 from edge_ravlm.runtime.watching.feeds import Feed
 from edge_ravlm.runtime.watching.lanes import Told, Watch
 from edge_ravlm.runtime.watching.metrics import Metrics, longest
+from edge_ravlm.runtime.watching.process import on_time, settle
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, read_app
 from edge_ravlm.runtime.watching.sinks import Sink
 from edge_ravlm.runtime.watching.trace import Trace
 from edge_ravlm.runtime.watching.warmth import awake
-from edge_ravlm.runtime.watching.watcher import Watcher, unhurried_collection
+from edge_ravlm.runtime.watching.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +44,13 @@ Put = Callable[[dict[str, Any]], object]
 RELOAD_S = 1.0
 """How often the file is looked at."""
 
-_AT_START = ("bundle", "memory", "threads", "looking", "sinks", "metrics_port", "pin", "keep_warm", "lock_memory")
+_AT_START = (
+    *("bundle", "memory", "threads", "looking", "sinks", "metrics_port"),
+    *("pin", "nice", "keep_warm", "lock_memory"),
+)
 """Settings that a change of the file cannot change."""
 
 _POLL_S = 0.05
-_MCL_CURRENT, _MCL_FUTURE = 1, 2
-
-_M_ARENA_MAX, _ARENAS = -8, 2
-"""Pools of main memory: glibc would give each thread one of its own, and frames that pass from one to another leave
-holes in all of them."""
 
 
 class App:
@@ -121,11 +119,11 @@ class App:
 
     def run(self) -> None:
         """Watch until ``stop``, SIGTERM or Ctrl-C, or until all cameras have ended."""
-        _settle(self.settings)
+        settle(self.settings.pin, lock_memory=self.settings.lock_memory)
         with (
             _ended_by(signal.SIGTERM, self._stop),
             _ended_by(signal.SIGINT, self._stop),
-            unhurried_collection(),
+            on_time(self.settings.nice),
             _awake(self.settings),
             self._watching() as self._watcher,
         ):
@@ -168,17 +166,7 @@ class App:
         except DataError as error:
             log.warning("%s the app goes on as it was", error)
             return
-        for name in (
-            "bundle",
-            "memory",
-            "threads",
-            "looking",
-            "sinks",
-            "metrics_port",
-            "pin",
-            "lock_memory",
-            "keep_warm",
-        ):
+        for name in _AT_START:
             if getattr(settings, name) != getattr(self.settings, name):
                 log.warning("app '%s': `%s` changes with the next start", self.path, name)
         self.settings = settings
@@ -351,19 +339,6 @@ def _loaded(settings: AppSettings, base: Path) -> Ravlm:
     return load(
         bundle, memory, budget_ms=settings.budget_ms, threads=settings.threads, create=False, read_only=read_only
     )
-
-
-def _settle(settings: AppSettings) -> None:
-    """Stay on the wished processors, and in main memory, as far as that is allowed; and let memory not grow."""
-    with suppress(AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
-    if settings.pin:
-        try:
-            os.sched_setaffinity(0, settings.pin)
-        except OSError as error:
-            log.warning("pin = %s: %s", list(settings.pin), error.strerror)
-    if settings.lock_memory and ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE):
-        log.warning("lock_memory: not allowed; raise the limit `ulimit -l`")
 
 
 def _awake(settings: AppSettings) -> AbstractContextManager[object]:

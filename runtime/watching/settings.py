@@ -35,6 +35,7 @@ from edge_ravlm.frames import Region
 from edge_ravlm.runtime.encoders import check_question
 from edge_ravlm.runtime.generation import check_hops
 from edge_ravlm.runtime.watching.lanes import Watch
+from edge_ravlm.runtime.watching.process import NICE
 
 Name = Annotated[str, Meta(pattern=r"^[\w.-]{1,64}$")]
 Positive = Annotated[float, Meta(gt=0)]
@@ -131,6 +132,7 @@ class AppSettings(_Strict, frozen=True):
         looking: frames that are looked at at once; more than one pays where answers are written in words.
         budget_ms: of watches that name none.
         pin: CPUs to stay on; all without any.
+        nice: how much this process goes before others (-20 to 19, less is more), where that is allowed; 0 leaves it.
         keep_warm: keep the processors awake between frames, at the price of half their time (of nobody else's) and of
             power: many take long to run at full speed again after they slept.
         lock_memory: keep what is mapped in main memory, where that is allowed.
@@ -145,6 +147,7 @@ class AppSettings(_Strict, frozen=True):
     looking: Count = 1
     budget_ms: Positive = 100.0
     pin: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    nice: Annotated[int, Meta(ge=-20, le=19)] = NICE
     keep_warm: bool = False
     lock_memory: bool = False
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0

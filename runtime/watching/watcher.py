@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import threading
 import time
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from edge_ravlm.errors import EdgeRavlmError, UsageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.watching.lanes import Found, Lane, Told, Turns, Watch
+from edge_ravlm.runtime.watching.process import hurry
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +29,11 @@ Tell = Callable[[Told], object]
 
 _Work = tuple[Lane, Frame, list[Watch]]
 
-_LEAST_GUARD_S = 0.001
-"""How long before a deadline an answer is held, at least."""
+_MARGIN_S, _FIRST_S = 0.0005, 0.002
+"""Added to what the guard has learnt, and what it begins with."""
 
-_LATENESSES, _QUANTILE = 512, 0.995
-"""Wake-ups that the guard is learnt from, and the share of them that it has to cover."""
+_LATENESSES, _QUANTILE = 2048, 0.999
+"""Deadlines that the guard is learnt from, and the share of them that it has to cover."""
 
 _IDLE_S = 0.5
 
@@ -231,29 +230,34 @@ class Watcher:
     # -- deadlines ---------------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        _hurry()
-        while self._await_deadline():
+        hurry()
+        while (awaited := self._await_deadline()) is not None:
             with self._telling:
                 with self._changed:
                     now = time.monotonic()
+                    if awaited:
+                        self._guard.acted(now - awaited)
                     told = [one for lane in self._lanes.values() for one in lane.expired(now, self._guard.s)]
                 self._say(told)
 
-    def _await_deadline(self) -> bool:
-        """Sleep until one is near; whether to go on."""
+    def _await_deadline(self) -> float | None:
+        """Sleep until one is near.
+
+        Returns:
+            When it was to wake; 0 where that had passed before it could sleep, None to go on no more.
+        """
+        awaited = 0.0
         with self._changed:
             while True:
                 lanes = self._lanes.values()
                 if self._stopping and not (self._draining and (self._busy or any(lane.is_waiting for lane in lanes))):
-                    return False
+                    return None
                 at = min((lane.next_hold(self._guard.s) for lane in lanes), default=float("inf"))
                 now = time.monotonic()
                 if at <= now:
-                    return True
+                    return at if at == awaited else 0.0
+                awaited = at
                 self._changed.wait(min(at - now, _IDLE_S))
-                late = time.monotonic() - at
-                if late > 0 and at > now:
-                    self._guard.woke(late)
 
     def _say(self, told: Sequence[Told]) -> None:
         for one in told:
@@ -273,34 +277,21 @@ class Watcher:
         self.faults.append(sentence)
 
 
-def _hurry() -> None:
-    """Let this thread go before others, where that is allowed: it sleeps nearly always, but must wake on time."""
-    with suppress(OSError, AttributeError):
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_RR, os.sched_param(1))
-
-
 class _Guard:
-    """How long before a deadline to act: what this machine's wake-ups are late by."""
+    """How long before a deadline to act: what this machine lets answers come late by."""
 
     def __init__(self) -> None:
-        self.s = 2 * _LEAST_GUARD_S
-        self._late: deque[float] = deque(maxlen=_LATENESSES)
+        self._newest = deque([_FIRST_S], maxlen=_LATENESSES)
+        self._ordered = [_FIRST_S]
 
-    def woke(self, late_s: float) -> None:
-        self._late.append(late_s)
-        ordered = sorted(self._late)
-        self.s = _LEAST_GUARD_S + ordered[int(_QUANTILE * (len(ordered) - 1))]
+    @property
+    def s(self) -> float:
+        """Seconds."""
+        return _MARGIN_S + self._ordered[int(_QUANTILE * (len(self._ordered) - 1))]
 
-
-@contextmanager
-def unhurried_collection() -> Iterator[None]:
-    """Keep Python's garbage collector from stopping an answer: what is there now is never looked at again.
-
-    New cycles are still collected, among the few objects that were made since.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+    def acted(self, late_s: float) -> None:
+        """So much later than it wanted to."""
+        if len(self._newest) == _LATENESSES:
+            del self._ordered[bisect_left(self._ordered, self._newest[0])]
+        self._newest.append(late_s)
+        insort(self._ordered, late_s)
