@@ -68,7 +68,8 @@ def main() -> int:
 def soaked(folder: Path, seconds: float, kills: int) -> dict[str, Any]:
     """Watch for so long."""
     network = Network()
-    path = _app(folder, network.url)
+    with get_context("spawn").Pool(1) as pool:  # this process is to be an app, and nothing else before
+        path = pool.apply(_app, (folder, network.url))
     answers: dict[tuple[str, str], Tally] = defaultdict(Tally)
     rss_mb, returns_s = list[float](), list[float]()
     with App(path, on_answer=lambda row: answers[row["camera"], row["watch"]].add(row["frame"])) as app:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.manifest import Model
+from edge_ravlm.runtime.processors import dealt
 
 _LEVELS = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -32,19 +33,21 @@ class OnnxRuntimeSession:
 
     Attributes:
         provider: what of ONNX Runtime runs most of it.
+        processors: where a thread of its own that calls ``run`` is best kept; without any, anywhere.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, processors: Sequence[int] = ()) -> None:
         self._session: ort.InferenceSession | None = session
         self.provider = str(session.get_providers()[0])
+        self.processors = tuple(processors) if self.provider == CPU else ()
 
     @classmethod
     def open(cls, model: bytes, spec: Model, threads: int, _bundle: Bundle | None = None) -> OnnxRuntimeSession:
         """See ``Backend.open``; raises BundleError when this ONNX Runtime cannot load the model."""
         try:
-            return cls(ort.InferenceSession(model, session_options(spec, threads), providers=providers(spec)))
+            session = ort.InferenceSession(model, session_options(spec, threads), providers=providers(spec))
         except Exception as error:
             raise BundleError(
                 f"model '{spec.file}'",
@@ -52,6 +55,7 @@ class OnnxRuntimeSession:
                 got=" ".join(str(error).split()) or type(error).__name__,
                 do="upgrade onnxruntime or export the bundle for this target",
             ) from error
+        return cls(session, next(iter(dealt(threads)), ()))
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         """See ``Session.run``; raises UsageError once closed."""
@@ -85,4 +89,8 @@ def session_options(spec: Model, threads: int) -> ort.SessionOptions:
     options.log_severity_level = 3  # warnings about its own graph rewrites are no news to a user
     # Between frames the threads sleep: spinning ones would take the cores from capture and search.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    _, *others = dealt(threads) or [[]]  # the first hand is the caller's
+    if others:
+        hands = ";".join(",".join(str(processor + 1) for processor in hand) for hand in others)  # they count from 1
+        options.add_session_config_entry("session.intra_op_thread_affinities", hands)
     return options

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Protocol
@@ -125,6 +126,35 @@ def _lacks_images(path: Path, files: int) -> str:
     return f"{files} file(s), none of them an image" if files else "an empty folder"
 
 
+class Buffers:
+    """Pictures that are written over once nobody holds them, or a part of them, any more.
+
+    A camera then asks the system for no memory with every frame. Parts of an array, and whatever else looks into its
+    memory, hold the array itself, so the number of its references tells.
+    """
+
+    def __init__(self) -> None:
+        self._pictures: list[Pixels] = []
+
+    def free(self) -> Pixels | None:
+        """One that may be written over; None if there is none."""
+        every = range(len(self._pictures))
+        return next((self._pictures[n] for n in every if sys.getrefcount(self._pictures[n]) == _ALONE), None)
+
+    def keep(self, picture: Pixels) -> None:
+        """For later frames of this size; those of another size are not wanted any more."""
+        if not any(picture is one for one in self._pictures):
+            alike = [one for one in self._pictures if one.shape == picture.shape]
+            self._pictures = [*alike[1 - _MOST_BUFFERS :], picture]
+
+
+_MOST_BUFFERS = 6
+"""Of a camera: one is being written, the newest waits, one or two are looked at; the rest is for who is slow."""
+
+_ALONE = 2
+"""References of what is in a list and nowhere else: the list's, and that of asking."""
+
+
 class VideoSource:
     """What the sources behind ``cv2.VideoCapture`` share; each says how to connect and why that failed."""
 
@@ -134,6 +164,7 @@ class VideoSource:
         self.fps, self.length, self.current = 0.0, 0, ""
         self._address, self._timeout_s = address, timeout_s
         self._capture: cv2.VideoCapture | None = None
+        self._buffers = Buffers()
         self._jpegs = False
         self._began = 0.0  # when the last attempt to connect began
 
@@ -180,14 +211,18 @@ class VideoSource:
     def retrieve(self) -> Pixels:
         """Decode and convert; FFmpeg has decoded in ``grab`` already, except JPEGs."""
         try:
-            ok, picture = self._capture.retrieve() if self._capture else (False, None)
+            into = None if self._jpegs else self._buffers.free()
+            ok, picture = self._capture.retrieve(into) if self._capture else (False, None)
             if ok and self._jpegs and picture is not None:
                 picture = cv2.imdecode(picture, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error as error:
             raise _undecodable(error.err) from None
         if not ok or picture is None:
             raise _undecodable("nothing")
-        return as_bgr(np.asarray(picture))
+        pixels = as_bgr(np.asarray(picture))
+        if pixels is picture and not self._jpegs:
+            self._buffers.keep(pixels)
+        return pixels
 
     def at_end(self) -> bool:
         """A recording ends; a stream gets lost."""

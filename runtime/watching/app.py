@@ -29,7 +29,7 @@ from edge_ravlm.runtime.watching.events import Steady, as_dict
 from edge_ravlm.runtime.watching.feeds import Feed
 from edge_ravlm.runtime.watching.lanes import Told, Watch
 from edge_ravlm.runtime.watching.metrics import Metrics, longest
-from edge_ravlm.runtime.watching.process import on_time, settle
+from edge_ravlm.runtime.watching.process import on_time, settled
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, read_app
 from edge_ravlm.runtime.watching.sinks import Sink
 from edge_ravlm.runtime.watching.trace import Trace
@@ -91,6 +91,7 @@ class App:
         self._asked: dict[str, WatchSettings] = {}
         self._steady: dict[str, Steady] = {}
         with ExitStack() as stack:
+            stack.enter_context(settled(self.settings.pin, lock_memory=self.settings.lock_memory))
             self.ravlm = stack.enter_context(_loaded(self.settings, self._base))
             self._metrics = stack.enter_context(Metrics(self.settings.metrics_port))
             self._trace = stack.enter_context(Trace(trace))
@@ -119,7 +120,6 @@ class App:
 
     def run(self) -> None:
         """Watch until ``stop``, SIGTERM or Ctrl-C, or until all cameras have ended."""
-        settle(self.settings.pin, lock_memory=self.settings.lock_memory)
         with (
             _ended_by(signal.SIGTERM, self._stop),
             _ended_by(signal.SIGINT, self._stop),
@@ -148,7 +148,16 @@ class App:
         if several:
             self.ravlm.learn_together()
         prepare = self._prepare if several else None
-        return Watcher(self._ask, [], self._tell, self.settings.looking, prepare=prepare, together=TOGETHER[0])
+        alone = self.settings.looking == 1  # several would have to share what is one thread's
+        return Watcher(
+            self._ask,
+            [],
+            self._tell,
+            self.settings.looking,
+            prepare=prepare,
+            together=TOGETHER[0],
+            processors=self.ravlm.processors if alone else (),
+        )
 
     # -- settings ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,8 +24,8 @@ _SWITCH_S = 0.0005
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 _M_ARENA_MAX, _ARENAS = -8, 2
-"""Pools of main memory: glibc would give each thread one of its own, and frames that pass from one to another leave
-holes in all of them."""
+"""Pools of main memory: glibc would give each thread one of its own, and what passes from one to another leaves holes
+in all of them."""
 
 
 @contextmanager
@@ -102,20 +102,34 @@ def hurry() -> None:
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_RR, os.sched_param(1))
 
 
-def settle(pin: Iterable[int], *, lock_memory: bool) -> None:
+def stay(processors: Collection[int]) -> None:
+    """Keep this thread, and those that it starts, on some processors, if there are any and the system allows."""
+    if not processors:
+        return
+    try:
+        os.sched_setaffinity(0, processors)
+    except (OSError, AttributeError) as error:
+        log.warning("processors %s: %s", sorted(processors), getattr(error, "strerror", error))
+
+
+@contextmanager
+def settled(pin: Collection[int], *, lock_memory: bool) -> Iterator[None]:
     """Stay on some processors, and in main memory, as far as that is allowed; and let memory not grow.
 
     Args:
-        pin: processors; all without any.
+        pin: processors of this thread, and of all that are started meanwhile; all without any.
         lock_memory: whether what is mapped shall stay in main memory.
     """
+    libc = ctypes.CDLL(None)
     with suppress(AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
-    pinned = list(pin)
-    if pinned:
-        try:
-            os.sched_setaffinity(0, pinned)
-        except OSError as error:
-            log.warning("pin = %s: %s", pinned, error.strerror)
-    if lock_memory and ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE):
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
+    before = os.sched_getaffinity(0) if pin else ()
+    stay(pin)
+    if lock_memory and libc.mlockall(_MCL_CURRENT | _MCL_FUTURE):
         log.warning("lock_memory: not allowed; raise the limit `ulimit -l`")
+    try:
+        yield
+    finally:
+        stay(before)
+        if lock_memory:
+            libc.munlockall()

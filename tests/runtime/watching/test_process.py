@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from edge_ravlm.runtime.watching.process import on_time, settle, unhurried_collection
+from edge_ravlm.runtime.watching.process import on_time, settled, unhurried_collection
 
 NOBODY = 65534
 HEAD = """
@@ -83,15 +83,12 @@ def test_the_collector_leaves_alone_what_was_there() -> None:
     assert gc.get_freeze_count() == 0
 
 
-def test_it_stays_on_its_processors(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_stays_on_its_processors_until_it_is_done(caplog: pytest.LogCaptureFixture) -> None:
     before = os.sched_getaffinity(0)
     one = min(before)
-    try:
-        settle([one], lock_memory=False)
+    with settled([one], lock_memory=False):
         assert os.sched_getaffinity(0) == {one}
-        with caplog.at_level(logging.WARNING):
-            settle([4000], lock_memory=False)
-        assert "pin = [4000]" in caplog.text
-        assert os.sched_getaffinity(0) == {one}
-    finally:
-        os.sched_setaffinity(0, before)
+    assert os.sched_getaffinity(0) == before
+    with caplog.at_level(logging.WARNING), settled([4000], lock_memory=False):
+        assert os.sched_getaffinity(0) == before
+    assert "processors [4000]" in caplog.text
