@@ -3,7 +3,6 @@
     python benchmarks/deadline.py --json            5 minutes at nominal rate, 1 at overload, 1 in a plain loop
     python benchmarks/deadline.py --quick           a minute in all
     python benchmarks/deadline.py --nice 0          without precedence over other processes, as where it is not allowed
-    python benchmarks/deadline.py --keep-warm       with processors that stay awake between frames, as `keep_warm` does
     python benchmarks/deadline.py --plot FILE.png   the latencies, with the budget's line
 
 A camera gives the frames of the package's own clip, round and round, and "is the gate open?" is asked about a region of
@@ -48,7 +47,6 @@ from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.bench.workload import CAMERA, Workload, yard
 from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.watching.process import NICE, on_time
-from edge_ravlm.runtime.watching.warmth import awake
 
 FLAVOR, THREADS = "cpu-u8", 2
 BUDGET_OVER_P50 = 1.5
@@ -69,8 +67,7 @@ def main() -> int:
     """Run it and say what came out."""
     arguments = _parser().parse_args()
     try:
-        with awake(os.sched_getaffinity(0) if arguments.keep_warm else ()):
-            found = measured(arguments.quick, arguments.nice) | {"keep_warm": arguments.keep_warm}
+        found = measured(arguments.quick, arguments.nice)
     except EdgeRavlmError as error:
         complain(str(error))
         return 1
@@ -240,7 +237,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--quick", action="store_true", help="a minute in all")
     parser.add_argument("--nice", type=int, default=NICE, help=f"niceness of this process; {NICE} unless told")
-    parser.add_argument("--keep-warm", action="store_true", help="keep the processors awake between frames")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="write the latencies as a picture")
     return parser
 

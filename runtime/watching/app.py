@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +33,6 @@ from edge_ravlm.runtime.watching.process import on_time, settled
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, read_app
 from edge_ravlm.runtime.watching.sinks import Sink
 from edge_ravlm.runtime.watching.trace import Trace
-from edge_ravlm.runtime.watching.warmth import awake
 from edge_ravlm.runtime.watching.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ RELOAD_S = 1.0
 
 _AT_START = (
     *("bundle", "memory", "threads", "looking", "sinks", "metrics_port"),
-    *("pin", "nice", "keep_warm", "lock_memory"),
+    *("pin", "nice", "lock_memory"),
 )
 """Settings that a change of the file cannot change."""
 
@@ -124,7 +123,6 @@ class App:
             _ended_by(signal.SIGTERM, self._stop),
             _ended_by(signal.SIGINT, self._stop),
             on_time(self.settings.nice),
-            _awake(self.settings),
             self._watching() as self._watcher,
         ):
             try:
@@ -348,10 +346,6 @@ def _loaded(settings: AppSettings, base: Path) -> Ravlm:
     return load(
         bundle, memory, budget_ms=settings.budget_ms, threads=settings.threads, create=False, read_only=read_only
     )
-
-
-def _awake(settings: AppSettings) -> AbstractContextManager[object]:
-    return awake(settings.pin or os.sched_getaffinity(0)) if settings.keep_warm else nullcontext()
 
 
 def _modified(path: Path | None) -> int:

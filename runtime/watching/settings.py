@@ -133,8 +133,6 @@ class AppSettings(_Strict, frozen=True):
         budget_ms: of watches that name none.
         pin: CPUs to stay on; all without any.
         nice: how much this process goes before others (-20 to 19, less is more), where that is allowed; 0 leaves it.
-        keep_warm: keep the processors awake between frames, at the price of half their time (of nobody else's) and of
-            power: many take long to run at full speed again after they slept.
         lock_memory: keep what is mapped in main memory, where that is allowed.
         metrics_port: of a Prometheus endpoint; 0 opens none.
     """
@@ -148,7 +146,6 @@ class AppSettings(_Strict, frozen=True):
     budget_ms: Positive = 100.0
     pin: tuple[Annotated[int, Meta(ge=0)], ...] = ()
     nice: Annotated[int, Meta(ge=-20, le=19)] = NICE
-    keep_warm: bool = False
     lock_memory: bool = False
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     sinks: tuple[SinkSettings, ...] = (SinkSettings(),)

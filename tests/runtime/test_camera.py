@@ -29,6 +29,7 @@ from edge_ravlm.runtime.camera import (
     masked,
     open_camera,
 )
+from edge_ravlm.runtime.camera.sources import Buffers
 from tests.runtime.conftest import MjpegServer
 
 SOON = Reconnect(first_wait_s=0.02, longest_wait_s=0.1)
@@ -173,6 +174,39 @@ def test_frames_stay_the_callers(clip: Path) -> None:
     assert second is not None
     assert abs(float(first.pixels.mean()) - shade(0)) < 4
     assert not np.shares_memory(first.pixels, second.pixels)
+
+
+def test_pictures_are_written_over_once_nobody_holds_a_part_of_them(tmp_path: Path) -> None:
+    path = film(tmp_path / "clip.mp4", codec="mp4v")
+    places, corners = list[int](), list[np.ndarray]()
+    with open_camera(path) as camera:
+        for frame in camera.frames():
+            places.append(frame.pixels.ctypes.data)
+            if frame.index < 10:
+                corners.append(frame.pixels[:8, :8])
+            del frame
+    assert all(abs(float(corner.mean()) - shade(i)) < 4 for i, corner in enumerate(corners))
+    assert len(set(places[:10])) == 10
+    assert len(set(places[10:])) == 2, "the generator holds one while the next is read"
+
+
+def test_buffers_are_of_the_newest_size_and_not_without_end() -> None:
+    buffers = Buffers()
+    held = [np.zeros((4, 4, 3), np.uint8) for _ in range(20)]
+    for one in held:
+        buffers.keep(one)
+        buffers.keep(one)
+    assert buffers.free() is None
+    assert len({id(one) for one in buffers._pictures}) == len(buffers._pictures) <= 6
+    del held, one
+    small = buffers.free()
+    assert small is not None
+    assert buffers.free() is not small, "it is held now"
+    large = np.zeros((8, 8, 3), np.uint8)
+    buffers.keep(large)
+    assert buffers.free() is None
+    del large
+    assert np.shape(buffers.free()) == (8, 8, 3)
 
 
 def test_folder_in_natural_order(folder: Path) -> None:

@@ -218,13 +218,13 @@ def test_admission_says_what_cannot_be_kept_up_with(home: Path, yard: Any) -> No
         assert any("21 watches of 1 cameras need" in one and "times what this machine has" in one for one in found)
 
 
-def test_several_cameras_are_looked_at_together_with_processors_kept_awake(
+def test_several_cameras_are_looked_at_together(
     home: Path, yard: Any, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     monkeypatch.setattr(looking, "_WORTH", 1e9)  # whatever it brings on this machine today
     more = '[[cameras]]\nname = "drive"\nsource = "stills"\n[[watches]]\nname = "there"\ncamera = "drive"\n'
     more += 'question = "is the gate open?"\n'
-    with App(written(home, "two.toml", yard, more=more, top="keep_warm = true")) as app:
+    with App(written(home, "two.toml", yard, more=more)) as app:
         looks, sizes = app.ravlm._image.looks, list[int]()
         monkeypatch.setattr(app.ravlm._image, "looks", lambda pixels: sizes.append(len(pixels)) or looks(pixels))
         app.run()
