@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from bisect import bisect_left, insort
@@ -291,7 +292,7 @@ class _Guard:
     @property
     def s(self) -> float:
         """Seconds."""
-        return _MARGIN_S + self._ordered[int(_QUANTILE * (len(self._ordered) - 1))]
+        return _MARGIN_S + self._ordered[math.ceil(_QUANTILE * len(self._ordered)) - 1]
 
     def acted(self, late_s: float) -> None:
         """So much later than it wanted to."""

@@ -13,7 +13,7 @@ from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer, Latency, Level
 from edge_ravlm.runtime.watching.lanes import Told, Watch
-from edge_ravlm.runtime.watching.watcher import Watcher
+from edge_ravlm.runtime.watching.watcher import Watcher, _Guard
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 LONG = 60_000.0
@@ -297,3 +297,26 @@ def test_one_question_alone_needs_no_preparing() -> None:
         watcher.offer("yard", frame(0))
         told.wait(1)
     assert prepare.given == []
+
+
+# -- how long before a deadline an answer is held ----------------------------------------------------------------------
+
+
+def test_the_guard_covers_999_of_1000_and_forgets() -> None:
+    guard = _Guard()
+    first_s = guard.s
+    for _ in range(10):
+        guard.acted(0.0)
+    assert guard.s == first_s, "ten say nothing of one in a thousand"
+    for _ in range(2048):
+        guard.acted(0.0002)
+    calm_s = guard.s
+    assert 0.0002 < calm_s < first_s
+    guard.acted(0.05)
+    assert guard.s == calm_s, "one of two thousand may be late"
+    for _ in range(4):
+        guard.acted(0.006)
+    assert guard.s > 0.006
+    for _ in range(2048):
+        guard.acted(0.0002)
+    assert guard.s == calm_s
