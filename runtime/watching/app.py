@@ -29,7 +29,7 @@ from edge_ravlm.runtime.watching.events import Steady, as_dict
 from edge_ravlm.runtime.watching.feeds import Feed
 from edge_ravlm.runtime.watching.lanes import Told, Watch
 from edge_ravlm.runtime.watching.metrics import Metrics, longest
-from edge_ravlm.runtime.watching.process import on_time, settled
+from edge_ravlm.runtime.watching.process import give_back, on_time, settled
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, read_app
 from edge_ravlm.runtime.watching.sinks import Sink
 from edge_ravlm.runtime.watching.trace import Trace
@@ -49,7 +49,7 @@ _AT_START = (
 )
 """Settings that a change of the file cannot change."""
 
-_POLL_S = 0.05
+_POLL_S, _TIDY_S = 0.05, 30.0
 
 
 class App:
@@ -128,11 +128,15 @@ class App:
             try:
                 self._apply(self.settings)
                 look_at = time.monotonic() + RELOAD_S
+                tidy_at = time.monotonic() + _TIDY_S
                 while not self._stop.is_set() and not all(feed.has_ended for feed in self.feeds.values()):
                     self._stop.wait(_POLL_S)
                     if time.monotonic() >= look_at:
                         self._reload()
                         look_at = time.monotonic() + RELOAD_S
+                    if time.monotonic() >= tidy_at:
+                        give_back()
+                        tidy_at = time.monotonic() + _TIDY_S
             finally:
                 for feed in self.feeds.values():
                     feed.stop()

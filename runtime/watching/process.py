@@ -96,6 +96,15 @@ def unhurried_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
+def give_back() -> None:
+    """Return free memory to the system: of what a camera takes to connect, or a burst of frames, glibc keeps all.
+
+    Takes 0.2 to 4 ms.
+    """
+    with suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def hurry() -> None:
     """Let this thread go before all others, where that is allowed: it sleeps nearly always, but must wake on time."""
     with suppress(OSError, AttributeError):

@@ -75,6 +75,26 @@ def test_a_thread_that_waits_gets_its_turn_soon() -> None:
     assert sys.getswitchinterval() == before
 
 
+def test_free_memory_goes_back_to_the_system() -> None:
+    said = _said("""
+        import ctypes
+        from edge_ravlm.runtime.watching.process import give_back
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pieces = [libc.malloc(64 << 10) for _ in range(500)]
+        for piece in pieces:
+            ctypes.memset(piece, 1, 64 << 10)
+        for piece in pieces[:-1]:  # the last one keeps the rest from being the end of the heap
+            libc.free(piece)
+        before = resident()
+        give_back()
+        print(before - resident() > 20 << 20)
+    """)
+    assert said == ["True"]
+
+
 def test_the_collector_leaves_alone_what_was_there() -> None:
     before = gc.get_freeze_count()
     with unhurried_collection():
