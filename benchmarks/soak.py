@@ -68,8 +68,10 @@ def main() -> int:
 def soaked(folder: Path, seconds: float, kills: int) -> dict[str, Any]:
     """Watch for so long."""
     network = Network()
-    with get_context("spawn").Pool(1) as pool:  # this process is to be an app, and nothing else before
-        path = pool.apply(_app, (folder, network.url))
+    path = folder / "app.toml"
+    teaching = get_context("spawn").Process(target=_teach, args=(path, network.url))
+    teaching.start()  # in a process of its own: this one is to be an app, and was nothing else before
+    teaching.join()
     answers: dict[tuple[str, str], Tally] = defaultdict(Tally)
     rss_mb, returns_s = list[float](), list[float]()
     with App(path, on_answer=lambda row: answers[row["camera"], row["watch"]].add(row["frame"])) as app:
@@ -141,11 +143,12 @@ def _returned(app: App, network: Network) -> float:
     return time.monotonic() - began
 
 
-def _app(folder: Path, url: str) -> Path:
+def _teach(path: Path, url: str) -> None:
+    """Write an app and its memory."""
     clip_path, clip = load_clip()
     with open_camera(clip_path) as camera:
         frames = [frame.pixels for frame in camera.frames()]
-    with edge_ravlm.load("starter", memory=folder / "yard.memory", threads=THREADS) as ravlm:
+    with edge_ravlm.load("starter", memory=path.parent / "yard.memory", threads=THREADS) as ravlm:
         ravlm.settle()
         for thing in clip.things:
             for state, rows in clip.teach[thing.name].items():
@@ -166,10 +169,8 @@ def _app(folder: Path, url: str) -> Path:
         "watches": watches,
         "sinks": [{"kind": "file", "path": "events.jsonl"}],
     }
-    path = folder / "app.toml"
     top = _toml({"memory": "yard.memory", "threads": THREADS, "budget_ms": BUDGET_MS})
     path.write_text(top + "".join(f"[[{name}]]\n{_toml(row)}" for name, rows in parts.items() for row in rows))
-    return path
 
 
 def _toml(row: Mapping[str, object]) -> str:

@@ -162,6 +162,7 @@ class Camera:
         self._position = 0  # frames taken, broken ones included, over all passes and reconnections
         self._pass_began = 0  # the position at which the current pass or connection began
         self._good_in_pass = 0
+        self._rewound = False  # rather than opened again, for this pass
         self._last_fault = "no frames"
         self._failures = 0  # reconnections since the last frame
         self._clock_zero: float | None = None
@@ -292,9 +293,12 @@ class Camera:
         if not at_end:
             self._try_again()
             return
+        if self._rewound and self._good_in_pass == 0:  # it claims to seek, and cannot
+            self._reopen()
+            return
         self._check_pass()
         if self._loop:
-            self._reopen()
+            self._start_over()
         else:
             self._end("end of file")
 
@@ -311,7 +315,16 @@ class Camera:
                 self._source.length,
             )
 
+    def _start_over(self) -> None:
+        with self._in_use:
+            self._rewound = self._source.rewind()
+        if self._rewound:
+            self._pass_began, self._good_in_pass = self._position, 0
+        else:
+            self._reopen()
+
     def _reopen(self) -> None:
+        self._rewound = False
         self._pass_began, self._good_in_pass = self._position, 0
         try:
             with self._in_use:

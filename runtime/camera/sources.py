@@ -58,6 +58,9 @@ class Source(Protocol):
     def open(self) -> None:
         """Open, or open again from the start; raises OpenFailed."""
 
+    def rewind(self) -> bool:
+        """Go back to the first frame; False where only opening again does that."""
+
     def grab(self) -> bool:
         """Take the next frame, undecoded as far as possible; False when there is none (or it is broken)."""
 
@@ -90,6 +93,10 @@ class ImagesSource:
             raise OpenFailed(_lacks_images(self._path, len(files)))
         self.length = len(images)
         self._waiting = images[::-1]
+
+    def rewind(self) -> bool:
+        """The folder may hold other files by now."""
+        return False
 
     def grab(self) -> bool:
         """Step to the next file."""
@@ -203,6 +210,10 @@ class VideoSource:
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         recorded = self.length > 0 or not self.live
         self.fps = (fps if 0 < fps <= 1000 else USUAL_FPS) if recorded else 0.0
+
+    def rewind(self) -> bool:
+        """Seek, which a file allows and a stream does not; decoder and buffers stay."""
+        return self._capture is not None and not self.live and self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
 
     def grab(self) -> bool:
         """One attempt; blocks for at most the timeout where the backend knows timeouts."""

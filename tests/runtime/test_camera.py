@@ -29,7 +29,7 @@ from edge_ravlm.runtime.camera import (
     masked,
     open_camera,
 )
-from edge_ravlm.runtime.camera.sources import Buffers
+from edge_ravlm.runtime.camera.sources import Buffers, FileSource
 from tests.runtime.conftest import MjpegServer
 
 SOON = Reconnect(first_wait_s=0.02, longest_wait_s=0.1)
@@ -258,11 +258,21 @@ def test_a_file_cut_short_is_told_from_a_clean_end(clip: Path, caplog: pytest.Lo
     assert f"after {len(frames) + camera.corrupt} of the 30 frames" in record.getMessage()
 
 
-def test_loop_goes_on_counting(clip: Path) -> None:
-    with open_camera(clip, loop=True) as camera:
+@pytest.mark.parametrize(("suffix", "codec"), [("avi", "MJPG"), ("mp4", "mp4v"), ("mkv", "FFV1"), ("avi", "XVID")])
+@pytest.mark.parametrize("rewinds", ["yes", "no", "it only says so"])
+def test_loop_goes_on_counting(
+    tmp_path: Path, suffix: str, codec: str, rewinds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = list[str]()
+    connect = FileSource._connect
+    monkeypatch.setattr(FileSource, "_connect", lambda source: opened.append(codec) or connect(source))
+    if rewinds != "yes":
+        monkeypatch.setattr(FileSource, "rewind", lambda _: rewinds != "no")
+    with open_camera(film(tmp_path / f"clip.{suffix}", codec=codec), loop=True) as camera:
         frames = [frame for frame, _ in zip(camera.frames(), range(75), strict=False)]
     assert [f.index for f in frames] == list(range(75))
-    assert abs(float(frames[65].pixels.mean()) - shade(5)) < 4
+    assert all(abs(float(f.pixels.mean()) - shade(f.index % 30)) < 4 for f in frames)
+    assert len(opened) == (1 if rewinds == "yes" else 3)
 
 
 def test_realtime_holds_frames_back_until_they_are_due(tmp_path: Path) -> None:

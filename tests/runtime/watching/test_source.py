@@ -14,6 +14,7 @@ import pytest
 from edge_ravlm.cli import run as command
 from edge_ravlm.errors import UsageError
 from edge_ravlm.frames import Pixels
+from edge_ravlm.runtime.camera.sources import FileSource
 from edge_ravlm.runtime.pipeline import load
 from edge_ravlm.runtime.watching.app import App
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, check_app
@@ -106,7 +107,10 @@ def test_a_budget_that_no_answer_keeps_still_brings_one_for_every_frame(
     assert len(json.loads(trace.read_bytes())["traceEvents"]) > len(rows)
 
 
-def test_a_recording_that_cannot_be_read_again_is_no_end(memory: Path, tmp_path: Path, yard: Any, until: Any) -> None:
+def test_a_recording_that_cannot_be_read_again_is_no_end(
+    memory: Path, tmp_path: Path, yard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileSource, "rewind", lambda _: False)
     path = tmp_path / "clip.avi"
     height, width = yard.closed.shape[:2]
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 50.0, (width, height))
@@ -120,7 +124,7 @@ def test_a_recording_that_cannot_be_read_again_is_no_end(memory: Path, tmp_path:
 
     def lose(row: dict[str, Any]) -> None:
         heard.append(row)
-        path.unlink(missing_ok=True)  # it cannot be started again
+        path.unlink(missing_ok=True)  # it cannot be opened again
 
     with App(settings, on_answer=lose) as app:
         app.run()
