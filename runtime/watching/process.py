@@ -118,7 +118,7 @@ def stay(processors: Collection[int]) -> None:
     try:
         os.sched_setaffinity(0, processors)
     except (OSError, AttributeError) as error:
-        log.warning("processors %s: %s", sorted(processors), getattr(error, "strerror", error))
+        log.warning("processors %s: %s; check `pin`", sorted(processors), getattr(error, "strerror", error))
 
 
 @contextmanager

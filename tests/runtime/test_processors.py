@@ -98,5 +98,4 @@ def _tasks() -> list[int]:
 
 
 def _black() -> Pixels:
-
     return np.zeros((4, 4, 3), np.uint8)

@@ -43,7 +43,8 @@ def test_threads_of_before_and_of_later_go_first_and_back() -> None:
         print(nice())
         stop.set()
     """)
-    may_go_back = os.geteuid() == 0
+    go_back = "import os; os.nice(5); os.setpriority(os.PRIO_PROCESS, 0, 0)"  # as root of a container may not either
+    may_go_back = subprocess.run([sys.executable, "-c", go_back], capture_output=True, check=False).returncode == 0
     assert said == ["[5]", "[0]" if may_go_back else "[5]"]
 
 
