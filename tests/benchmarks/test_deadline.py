@@ -72,7 +72,9 @@ def test_the_picture_shows_all_three(tmp_path: Path) -> None:
 
 
 def test_the_soak_writes_an_app_that_is_valid(tmp_path: Path) -> None:
-    app = read_app(soak._app(tmp_path, "http://127.0.0.1:1/live.mjpg"))
+    path = tmp_path / "app.toml"
+    soak._teach(path, "http://127.0.0.1:1/live.mjpg")
+    app = read_app(path)
     assert [camera.name for camera in app.cameras] == ["yard0", "yard1", "yard2", "yard3", "network"]
     assert len(app.watches) == 10
     assert (tmp_path / "yard.memory").is_dir()
