@@ -2,9 +2,9 @@
 
     python benchmarks/spikes.py --json              [--quick]
 
-- ``pause``: a question after a tenth of a second in which nothing happened, as at ten frames a second: with a model's
-  threads that may share a processor, as Linux then likes, and with processors dealt out to them, as the runtime does,
-  in turns of blocks. ``busy_p50_ms`` is the same question without a pause.
+- ``pause``: a question after a tenth of a second in which nothing happened, as at ten frames a second: with an
+  encoder whose threads sleep while they wait and may share a processor, as Linux then likes (``plain``), and as the
+  runtime opens it (``ours``), in turns of blocks. ``busy_p50_ms`` is the latter without a pause.
 - ``together``: questions about regions of one frame, looked at one by one and in one run (`Ravlm.look_ahead`), in
   turns; ``ratio`` is of a question's times, above 1 is quicker together. ``learnt`` is what the runtime goes by: the
   time of a picture in a run of so many, as a share of its time alone.
@@ -25,12 +25,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from common import Bystanders, percentiles, setting, setting_line, warn_of_company
 from memory import data, ours
 
@@ -38,6 +38,8 @@ import edge_ravlm
 from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.frames import Frame, Region
+from edge_ravlm.runtime.backends import FALLBACK
+from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.bench.workload import CAMERA, Workload, yard
 from edge_ravlm.runtime.looking import TOGETHER
@@ -80,7 +82,7 @@ def main() -> int:
 def measured(quick: bool) -> dict[str, Any]:
     """All four."""
     workload = yard()
-    with edge_ravlm.load("starter", budget_ms=1e6, threads=THREADS) as ravlm:
+    with edge_ravlm.load("starter", budget_ms=1e6, threads=THREADS, backend=FALLBACK) as ravlm:
         ravlm.settle()
         workload.instruct(ravlm)
         return {
@@ -94,40 +96,38 @@ def measured(quick: bool) -> dict[str, Any]:
 
 
 def pauses(ravlm: Ravlm, workload: Workload, blocks: int, asked: int) -> dict[str, Any]:
-    """Blocks of questions, in every second one with threads that run anywhere; one without pauses at each end."""
+    """Blocks of questions, every second one to the plain encoder; one without pauses at each end."""
     frames = itertools.cycle(workload.pictures)
     busy = [_asked_ms(ravlm, workload, next(frames)) for _ in range(asked)]
-    spent: dict[str, list[float]] = {"dealt": [], "anywhere": []}
+    spent: dict[str, list[float]] = {"ours": [], "plain": []}
+    sessions = {"ours": ravlm._image._session, "plain": _plain(ravlm)}
     with progress("asking after pauses", 2 * blocks) as advance:
         for block in range(2 * blocks):
-            name = "anywhere" if block % 2 else "dealt"
-            with _anywhere() if block % 2 else nullcontext():
-                for _ in range(asked):
-                    time.sleep(PAUSE_S)
-                    spent[name].append(_asked_ms(ravlm, workload, next(frames)))
+            name = "plain" if block % 2 else "ours"
+            ravlm._image._session = sessions[name]
+            for _ in range(asked):
+                time.sleep(PAUSE_S)
+                spent[name].append(_asked_ms(ravlm, workload, next(frames)))
             advance()
+    ravlm._image._session = sessions["ours"]
+    sessions["plain"].close()
     busy += [_asked_ms(ravlm, workload, next(frames)) for _ in range(asked)]
     return {
         "pause_ms": PAUSE_S * 1e3,
-        "anywhere_ms": percentiles(spent["anywhere"]),
-        "dealt_ms": percentiles(spent["dealt"]),
+        "plain_ms": percentiles(spent["plain"]),
+        "ours_ms": percentiles(spent["ours"]),
         "busy_p50_ms": round(statistics.median(busy), 3),
-        "ratio": round(statistics.median(spent["anywhere"]) / statistics.median(spent["dealt"]), 3),
+        "ratio": round(statistics.median(spent["plain"]) / statistics.median(spent["ours"]), 3),
     }
 
 
-@contextmanager
-def _anywhere() -> Iterator[None]:
-    """Let every thread of this process run on all processors that this one may use."""
-    tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
-    before = {task: os.sched_getaffinity(task) for task in tasks}
-    for task in tasks:
-        os.sched_setaffinity(task, os.sched_getaffinity(0))
-    try:
-        yield
-    finally:
-        for task in tasks:
-            os.sched_setaffinity(task, before[task])
+def _plain(ravlm: Ravlm) -> OnnxRuntimeSession:
+    """The bundle's encoder, its threads asleep while they wait, on whatever processors the system gives them."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    model = ravlm.bundle.read(ravlm.bundle.manifest.flavor(FLAVOR).image.file)
+    return OnnxRuntimeSession(ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]))
 
 
 def together(ravlm: Ravlm, workload: Workload, rounds: int) -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""Which processors the threads of one model's run keep to."""
+"""Which processors the threads of one model's run keep to, the caller's among them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 
 def dealt(threads: int) -> list[list[int]]:
     """Deal out the processors that this thread may use, so that threads which work together never share one.
 
-    Threads of a run wake each other at every layer, and Linux likes to wake a thread where its waker runs. After a
-    pause of 30 ms or more between runs, two threads were found on one of two processors, with the other one idle: a
-    look took 13.3 ms, and 8.1 ms with a processor for each (`benchmarks/spikes.py`).
+    Threads of a run wait for each other at every layer. Where they sleep meanwhile, Linux likes to wake one where its
+    waker runs: after a pause of 30 ms or more between runs, two threads were found on one of two processors, with the
+    other one idle. Where they wait awake, two on one processor take the time from each other. With a processor for each
+    they can do so: a layer ends sooner than a thread is woken.
 
     Returns:
         Numbers of processors, one list for each thread; none where there are too few, or the system does not tell.
@@ -20,3 +23,18 @@ def dealt(threads: int) -> list[list[int]]:
     except AttributeError:  # not Linux
         return []
     return [there[first::threads] for first in range(threads)] if 1 < threads <= len(there) else []
+
+
+@contextmanager
+def kept_to(processors: Collection[int]) -> Iterator[None]:
+    """Keep this thread to some of the processors that it may use; to all of them where it may use none of those."""
+    before = os.sched_getaffinity(0) if processors else set()
+    hand = before.intersection(processors)
+    if not hand or hand == before:
+        yield
+        return
+    os.sched_setaffinity(0, hand)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

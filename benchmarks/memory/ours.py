@@ -35,7 +35,7 @@ class Ours:
         """Open it with that setting if it is not open yet."""
         if setting not in self._opened:
             self._opened[setting] = Memory.open(self._folder, SPACES)
-            graph = self._opened[setting]._live.bases()[1]["image"].graph
+            graph = self._opened[setting]._live.bases()[1]["image"].graphs
             if setting and graph is not None:
                 graph.expansion = setting
         self._memory = self._opened[setting]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.manifest import Model
-from edge_ravlm.runtime.processors import dealt
+from edge_ravlm.runtime.processors import dealt, kept_to
 
 _LEVELS = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -33,7 +33,7 @@ class OnnxRuntimeSession:
 
     Attributes:
         provider: what of ONNX Runtime runs most of it.
-        processors: where a thread of its own that calls ``run`` is best kept; without any, anywhere.
+        processors: where whoever calls ``run`` is kept meanwhile, apart from the other threads; without any, anywhere.
     """
 
     name = "onnxruntime"
@@ -62,7 +62,8 @@ class OnnxRuntimeSession:
         session = self._session
         if session is None:
             raise UsageError("model", expected="an open one", got="a closed one", do="load the bundle again")
-        return [np.asarray(result) for result in session.run(outputs, dict(feeds))]
+        with kept_to(self.processors):
+            return [np.asarray(result) for result in session.run(outputs, dict(feeds))]
 
     def close(self) -> None:
         """See ``Session.close``."""
@@ -87,10 +88,12 @@ def session_options(spec: Model, threads: int) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # warnings about its own graph rewrites are no news to a user
-    # Between frames the threads sleep: spinning ones would take the cores from capture and search.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     _, *others = dealt(threads) or [[]]  # the first hand is the caller's
     if others:
         hands = ";".join(",".join(str(processor + 1) for processor in hand) for hand in others)  # they count from 1
         options.add_session_config_entry("session.intra_op_thread_affinities", hands)
+    # Threads with a processor each wait for each other awake, but for a run only: between frames they would take the
+    # processors from capture and search.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if others else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

@@ -117,7 +117,7 @@ def _base(contents: Mapping[str, memoryview], name: str, space: Space) -> Base:
         return Base.from_files(
             contents[f"{name}.ids"],
             contents[f"{name}.f16"],
-            contents.get(f"{name}.usearch"),
+            [contents[file] for file in sorted(contents) if file.startswith(f"{name}.") and file.endswith(".usearch")],
             contents.get(f"{name}.expansion"),
             space.dim,
         )

@@ -1,10 +1,11 @@
-"""One field's part of a generation: immutable rows on disk, and the graph over them when they are many."""
+"""One field's part of a generation: immutable rows on disk, and graphs over them when they are many."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ CONNECTIVITY = 16
 LARGE_ROWS = 200_000
 """Above this a graph gets more care, which doubles its build. At 100,000 rows that brought nothing; at a million,
 searches 128 wide then find 0.996 of the true neighbours, where 0.979 was the most that wider ones had found before."""
+
+LARGE_GRAPHS = 2
+"""Above LARGE_ROWS the rows are shared out among so many graphs, which are built and searched side by side. Half of the
+neighbours lie in each, so that a narrower search finds as many."""
 
 EXPANSIONS = (64, 96, 128, 192, 256, 384, 512)
 """Graph nodes a search may keep in view. How many it takes depends on the vectors: 64 for 0.998 of the true neighbours
@@ -53,36 +58,49 @@ GHOST_SHARE = 0.2
 """Above this share of removed rows a graph is built anew: they route searches well, but crowd out results."""
 
 
-class Graph:
-    """A USearch HNSW over a verified, mapped file; keys are entry ids, some of removed rows (ghosts)."""
+class Graphs:
+    """USearch HNSWs over verified, mapped files; keys are entry ids, some of removed rows (ghosts).
 
-    def __init__(self, file: memoryview, expansion: int = USUAL_EXPANSION) -> None:
-        self.expansion = expansion  # until the first search
-        self._file = file
+    Args:
+        files: a graph each; the rows are shared out among them by id.
+        expansion: how widely each is searched; may be changed until the first search.
+    """
+
+    def __init__(self, files: Sequence[memoryview], expansion: int = USUAL_EXPANSION) -> None:
+        self.expansion = expansion
+        self._files = files
         self._library = _usearch()  # imported now, and not while somebody waits for an answer
-        self._index: Any = None
+        self._parts: list[Any] = []
+        self._together: Any = None
         self._opening = threading.Lock()
 
+    @property
+    def count(self) -> int:
+        """How many graphs."""
+        return len(self._files)
+
     def __len__(self) -> int:
-        return len(self._opened())
+        """How many rows, with those of ghosts."""
+        self._opened()
+        return sum(map(len, self._parts))
 
     def nearest(self, query: Vector, count: int) -> Ids:
         """About the `count` nearest keys by i8 cosine, nearest first; safe from several threads at once."""
-        matches = self._opened().search(query, count, threads=1)
+        matches = self._opened().search(query, count, threads=len(self._files))
         return np.asarray(matches.keys, np.int64)
 
-    def copy_to_ram(self, total: int) -> Any:
-        """A USearch index with the same content that accepts additions, of `total` rows in the end."""
-        return self._library.restore(self._file, view=False, **_build_options(total))
+    def copies_in_ram(self, total: int) -> list[Any]:
+        """USearch indexes with the same content that accept additions, of `total` rows in the end."""
+        return [self._library.Index.restore(file, view=False, **_build_options(total)) for file in self._files]
 
     def _opened(self) -> Any:
         # Viewing walks every node (90 ms per million rows), so it waits for the first search.
         with self._opening:
-            if self._index is None:
-                self._index = self._library.restore(
-                    self._file, view=True, enable_key_lookups=False, expansion_search=self.expansion
-                )
-            return self._index
+            if self._together is None:
+                options = {"view": True, "enable_key_lookups": False, "expansion_search": self.expansion}
+                self._parts = [self._library.Index.restore(file, **options) for file in self._files]
+                self._together = self._parts[0] if len(self._parts) == 1 else self._library.Indexes(self._parts)
+            return self._together
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +110,16 @@ class Base:
     Attributes:
         ids: int64 [n] ascending, memory-mapped.
         rows: float16 [n, D], row i belongs to ids[i], memory-mapped.
-        graph: None for SCAN_ROWS rows or fewer.
+        graphs: None for SCAN_ROWS rows or fewer.
     """
 
     ids: Ids
     rows: Rows
-    graph: Graph | None
+    graphs: Graphs | None
 
     @classmethod
     def from_files(
-        cls, ids: memoryview, rows: memoryview, graph: memoryview | None, expansion: memoryview | None, dim: int
+        cls, ids: memoryview, rows: memoryview, graphs: Sequence[memoryview], expansion: memoryview | None, dim: int
     ) -> Base:
         """From the mapped bytes of verified files; raises ValueError if their sizes do not fit each other."""
         numbers = np.frombuffer(ids, np.int64)
@@ -109,7 +127,7 @@ class Base:
         return cls(
             numbers,
             np.frombuffer(rows, np.float16).reshape(len(numbers), dim),
-            None if graph is None else Graph(graph, breadth),
+            Graphs(graphs, breadth) if graphs else None,
         )
 
     def search(self, query: Vector, k: int, dead: Ids, matches: Ids | None) -> tuple[Ids, NDArray[np.float32]]:
@@ -140,12 +158,12 @@ class Base:
         """None when a scan is cheaper, or when too few of the nearest rows are to be chosen from."""
         eligible = len(self.ids) - len(dead)
         eligible = eligible if matches is None else min(eligible, len(matches))
-        if self.graph is None or eligible <= SCAN_ROWS:
+        if self.graphs is None or eligible <= SCAN_ROWS:
             return None
         wanted = max(OVERFETCH * k, MIN_FETCH)
-        fetch = math.ceil(wanted * len(self.graph) / eligible)
-        while fetch * ROWS_PER_NODE < eligible and fetch <= len(self.graph):
-            positions = self._choose(self.graph.nearest(query, fetch), dead, matches)
+        fetch = math.ceil(wanted * len(self.graphs) / eligible)
+        while fetch * ROWS_PER_NODE < eligible and fetch <= len(self.graphs):
+            positions = self._choose(self.graphs.nearest(query, fetch), dead, matches)
             if len(positions) >= wanted // 2:
                 return self.ids[positions], cosines(self.rows[positions], query)
             fetch *= 4
@@ -174,13 +192,13 @@ def build(
     previous: Base | None,
     done: Callable[[int], None],
 ) -> list[Path]:
-    """Write one field's files: `stem`.ids, .f16 and, above SCAN_ROWS rows, .usearch and .expansion.
+    """Write one field's files: `stem`.ids, .f16 and, above SCAN_ROWS rows, .usearch (or .0.usearch, …) and .expansion.
 
     Args:
         stem: path of the files without their suffix.
         batches: ids ascending over all batches, int64 [b], and rows float16 [b, D].
         total: rows in all batches together.
-        previous: a base whose graph is extended by the ids it lacks; its rows must not have changed since.
+        previous: a base whose graphs are extended by the ids they lack; its rows must not have changed since.
         done: told a number of rows whenever so many more are finished.
 
     Returns:
@@ -204,20 +222,23 @@ def build(
             batch = order[start : start + _BATCH_ROWS]
             grown.add(ids[batch], rows[batch])
             done(len(batch))
-        files += [stem.with_suffix(".usearch"), stem.with_suffix(".expansion")]
-        grown.save(files[2])
-        files[3].write_bytes(np.int64(_least_expansion(ids, rows, files[2])).tobytes())
+        graphs = grown.save(stem)
+        breadth = stem.with_suffix(".expansion")
+        breadth.write_bytes(np.int64(_least_expansion(ids, rows, graphs)).tobytes())
+        files += [*graphs, breadth]
     return files
 
 
 def worth_extending(previous: Base | None, total: int, added: Ids) -> bool:
-    """Whether the graph of previous, extended by `added` (ids whose vectors are new), would stay good.
+    """Whether the graphs of previous, extended by `added` (ids whose vectors are new), would stay good.
 
-    A row that changed cannot be extended: its old vector sits in the graph under the same key.
+    A row that changed cannot be extended: its old vector sits in a graph under the same key.
     """
-    if previous is None or previous.graph is None or found_in(previous.ids, added)[1].any():
+    if previous is None or previous.graphs is None or found_in(previous.ids, added)[1].any():
         return False
-    ghosts = len(previous.graph) + len(added) - total
+    if previous.graphs.count != graph_count(total):
+        return False
+    ghosts = len(previous.graphs) + len(added) - total
     return 0 <= ghosts <= GHOST_SHARE * total
 
 
@@ -234,13 +255,13 @@ def _order(rows: Rows, missing: Ids) -> Ids:
     return np.concatenate([shuffled[:scattered], near_each_other(rows, np.sort(shuffled[scattered:]))])
 
 
-def _least_expansion(ids: Ids, rows: Rows, file: Path) -> int:
-    """The smallest of EXPANSIONS with which a search in this graph finds nearly what a thorough one does."""
-    graph = np.memmap(file, np.uint8, "r").data
+def _least_expansion(ids: Ids, rows: Rows, files: Sequence[Path]) -> int:
+    """The smallest of EXPANSIONS with which a search in these graphs finds nearly what a thorough one does."""
+    graphs = [np.memmap(file, np.uint8, "r").data for file in files]
     sample = range(0, len(ids), math.ceil(len(ids) / _SAMPLE_ROWS))
 
     def neighbours(expansion: int) -> set[tuple[int, int]]:
-        base = Base(ids, rows, Graph(graph, expansion))
+        base = Base(ids, rows, Graphs(graphs, expansion))
         return {(at, id_) for at in sample for id_ in base.neighbours(at, 10)}
 
     thorough = neighbours(_THOROUGH)
@@ -249,44 +270,59 @@ def _least_expansion(ids: Ids, rows: Rows, file: Path) -> int:
 
 
 class _Growing:
-    """A graph in RAM that takes the rows it lacks."""
+    """Graphs in RAM that take the rows they lack."""
 
     def __init__(self, previous: Base | None, total: int) -> None:
         self._options = _build_options(total)
-        if previous is None or previous.graph is None:
-            self._known: Ids = np.empty(0, np.int64)
-            self._index: Any = None
-        else:
-            self._known = previous.ids
-            self._index = previous.graph.copy_to_ram(total)
+        self._count = graph_count(total)
+        self._known: Ids = np.empty(0, np.int64)
+        self._parts: list[Any] = []
+        if previous is not None and previous.graphs is not None:
+            self._known, self._parts = previous.ids, previous.graphs.copies_in_ram(total)
 
     def missing(self, ids: Ids) -> Ids:
-        """Which positions of ids it lacks, ascending."""
+        """Which positions of ids they lack, ascending."""
         return np.flatnonzero(~found_in(self._known, ids)[1])
 
     def add(self, ids: Ids, rows: Rows) -> None:
-        if self._index is None:
+        if not self._parts:
             # Rows have length one, so the inner product is the cosine, at a third of its arithmetic.
-            self._index = _usearch()(ndim=rows.shape[1], metric="ip", dtype="i8", **self._options)
-        # Two threads lose a few rows of nearly every build: stored, but on no path (USearch issue 735). One
-        # thread loses none, and is slower by less than the threads are many (1.6x on two cores).
-        self._index.add(ids, rows.astype(np.float32), threads=1)
+            options = {"ndim": rows.shape[1], "metric": "ip", "dtype": "i8", **self._options}
+            self._parts = [_usearch().Index(**options) for _ in range(self._count)]
 
-    def save(self, file: Path) -> None:
-        """Write the graph; raises OSError if the disk refuses, which USearch calls a RuntimeError."""
-        try:
-            self._index.save(str(file))
-        except RuntimeError as error:
-            raise OSError(f"{file.name}: {error}") from error
-        if file.stat().st_size != self._index.serialized_length:
-            raise OSError(f"{file.name} was cut short")
+        def grow(number: int) -> None:
+            own = ids % self._count == number
+            # Two threads lose a few rows of nearly every build: stored, but on no path (USearch issue 735). One thread
+            # a graph loses none.
+            self._parts[number].add(ids[own], rows[own].astype(np.float32), threads=1)
+
+        with ThreadPoolExecutor(self._count) as side_by_side:
+            list(side_by_side.map(grow, range(self._count)))
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write the graphs; raises OSError if the disk refuses, which USearch calls a RuntimeError."""
+        numbers = [""] if self._count == 1 else [f".{number}" for number in range(self._count)]
+        files = [stem.with_suffix(f"{number}.usearch") for number in numbers]
+        for part, file in zip(self._parts, files, strict=True):
+            try:
+                part.save(str(file))
+            except RuntimeError as error:
+                raise OSError(f"{file.name}: {error}") from error
+            if file.stat().st_size != part.serialized_length:
+                raise OSError(f"{file.name} was cut short")
+        return files
 
 
 def _usearch() -> Any:
-    """USearch's index; a memory without a graph does without its import, which brings a web client along (50 ms)."""
-    from usearch.index import Index  # noqa: PLC0415
+    """USearch's indexes; a memory without a graph does without its import, which brings a web client along (50 ms)."""
+    import usearch.index  # noqa: PLC0415
 
-    return Index
+    return usearch.index
+
+
+def graph_count(total: int) -> int:
+    """Among how many graphs so many rows are shared out."""
+    return LARGE_GRAPHS if total > LARGE_ROWS else 1
 
 
 def expansion_add(total: int) -> int:

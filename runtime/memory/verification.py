@@ -86,8 +86,8 @@ def _disagreements(store: Store, name: str, space: Space, base: Base | None, pla
     surplus = len(base.ids) - int(found_in(base.ids, replaced)[1].sum()) - covered
     if surplus:
         yield f"{place}/{name}.ids lists {surplus} entries more than {FILE}"
-    if base.graph is not None and len(base.graph) < len(base.ids):
-        yield f"{place}/{name}.usearch holds {len(base.graph)} rows instead of {len(base.ids)}"
+    if base.graphs is not None and len(base.graphs) < len(base.ids):
+        yield f"{place}/{name}'s graphs hold {len(base.graphs)} rows instead of {len(base.ids)}"
 
 
 def _holds(base: Base, ids: Ids, rows: Rows) -> bool:

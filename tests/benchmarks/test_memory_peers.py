@@ -55,7 +55,7 @@ def test_ours_is_aimed_at_expansions(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for setting in (0, 500):
         memory.aim(setting)
         assert set(memory.search(queries[0], 10)) == set(exact(vectors, queries)[0].tolist())
-    graphs = [opened._live.bases()[1]["image"].graph for opened in memory._opened.values()]
+    graphs = [opened._live.bases()[1]["image"].graphs for opened in memory._opened.values()]
     assert [graph and graph.expansion for graph in graphs] == [index.EXPANSIONS[0], 500]
     memory.close()
 

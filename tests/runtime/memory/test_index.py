@@ -48,7 +48,7 @@ def test_scenes_seen_one_after_another_are_found_without_a_wide_search(folder: P
         memory.add([NewEntry("x", vectors={"image": row}) for row in seen])
         memory.compact()
         found = [memory.search("image", scene, 10) for scene in scenes[::20]]
-        graph = memory._live.bases()[1]["image"].graph
+        graph = memory._live.bases()[1]["image"].graphs
     assert np.mean([(hit.id - 1) // 20 == at for at, hits in enumerate(found) for hit in hits]) > 0.99
     assert graph is not None
     assert graph.expansion == index.EXPANSIONS[0]
@@ -63,7 +63,7 @@ def test_vectors_that_are_hard_to_find_are_searched_more_widely(folder: Path, ro
         memory.add([NewEntry("x", vectors={"image": near, "text": far}) for near, far in both])
         memory.compact()
     with Memory.open(folder, spaces, read_only=True) as memory:
-        graphs = {name: base.graph for name, base in memory._live.bases()[1].items()}
+        graphs = {name: base.graphs for name, base in memory._live.bases()[1].items()}
     breadths = {name: graph.expansion for name, graph in graphs.items() if graph is not None}
     assert breadths["image"] == index.EXPANSIONS[0]
     assert breadths["text"] >= 2 * breadths["image"]
@@ -83,7 +83,7 @@ def test_graphs_of_which_nothing_was_measured_are_searched_as_usual(
             state = store.state()
             store.set_generation(state.generation, covered=state.covered, gone=0, files=kept)
     with Memory.open(folder, spaces) as memory:
-        graph = memory._live.bases()[1]["image"].graph
+        graph = memory._live.bases()[1]["image"].graphs
         assert graph is not None
         assert graph.expansion == index.USUAL_EXPANSION
         assert memory.search("image", rows(1)[0], 5) == found
