@@ -163,6 +163,11 @@ class ImageEncoder(Eye):
         """What runs the model now."""
         return self._session.name
 
+    @property
+    def processors(self) -> tuple[int, ...]:
+        """Where a thread that does nothing but ask is best kept; without any, anywhere."""
+        return tuple(getattr(self._session, "processors", ()))
+
     def settle(self) -> None:
         """See ``backends.choice.settle``."""
         settle(self._session)

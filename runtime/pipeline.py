@@ -112,6 +112,11 @@ class Ravlm:
         """What runs the image encoder now."""
         return self._image.backend
 
+    @property
+    def processors(self) -> tuple[int, ...]:
+        """Where a thread that does nothing but ask is best kept, apart from the encoder's; without any, anywhere."""
+        return self._image.processors
+
     def settle(self) -> None:
         """Wait until all models are there, and the encoder's in the library that it will go on with: for benchmarks."""
         if self._generator is not None:

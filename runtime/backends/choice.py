@@ -125,6 +125,11 @@ class _Changing:
         """Of the one that runs now."""
         return self._now.name
 
+    @property
+    def processors(self) -> tuple[int, ...]:
+        """See ``OnnxRuntimeSession``; the second one's threads find their own."""
+        return tuple(getattr(self._first, "processors", ()))
+
     def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         """See ``Session.run``."""
         return self._now.run(feeds, outputs)

@@ -89,7 +89,7 @@ def watch(
         thing = watches[of]
         return ravlm.ask(frame, thing.question, region=thing.box(), budget_ms=of.budget_ms, hold=False)
 
-    with Watcher(ask, watches, told.append) as watcher:
+    with Watcher(ask, watches, told.append, processors=ravlm.processors) as watcher:
 
         def offer(frame: Frame) -> None:
             watcher.offer(CAMERA, frame)

@@ -150,7 +150,16 @@ class App:
         if several:
             self.ravlm.learn_together()
         prepare = self._prepare if several else None
-        return Watcher(self._ask, [], self._tell, self.settings.looking, prepare=prepare, together=TOGETHER[0])
+        alone = self.settings.looking == 1  # several would have to share what is one thread's
+        return Watcher(
+            self._ask,
+            [],
+            self._tell,
+            self.settings.looking,
+            prepare=prepare,
+            together=TOGETHER[0],
+            processors=self.ravlm.processors if alone else (),
+        )
 
     # -- settings ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from edge_ravlm.errors import EdgeRavlmError, UsageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.watching.lanes import Found, Lane, Told, Turns, Watch
-from edge_ravlm.runtime.watching.process import hurry
+from edge_ravlm.runtime.watching.process import hurry, stay
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Watcher:
         workers: threads that look; one, unless answers are written in words while the next frame is looked at.
         prepare: called before ``ask`` where several questions are due; None leaves that out.
         together: cameras whose frames may be prepared at once.
+        processors: that the looking threads stay on; all without any.
 
     Attributes:
         faults: sentences of errors that answering ended in; such a frame's answer is held, or missing.
@@ -63,9 +64,11 @@ class Watcher:
         *,
         prepare: Prepare | None = None,
         together: int = 1,
+        processors: Sequence[int] = (),
     ) -> None:
         self._ask, self._tell, self._prepare = ask, tell, prepare
         self._together = together if prepare is not None else 1
+        self._processors = processors
         self._lanes: dict[str, Lane] = {}
         self._turns, self._guard = Turns(), _Guard()
         self._changed, self._telling = threading.Condition(), threading.Lock()
@@ -170,6 +173,7 @@ class Watcher:
     # -- looking -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
+        stay(self._processors)
         while work := self._next():
             began = time.perf_counter()
             work = self._prepared(work)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_ravlm.bundle import Bundle
+from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.runtime import processors
+from edge_ravlm.runtime.answer import UNKNOWN, Answer, Latency, Level
 from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession, session_options
 from edge_ravlm.runtime.processors import dealt, kept_to
+from edge_ravlm.runtime.watching.lanes import Watch
+from edge_ravlm.runtime.watching.watcher import Watcher
 
 AFFINITIES = "session.intra_op_thread_affinities"
 HERE = sorted(os.sched_getaffinity(0))
@@ -69,6 +74,7 @@ def test_a_sessions_threads_are_where_they_were_dealt_to(bundle: Bundle) -> None
     session = OnnxRuntimeSession.open(bundle.read(spec.file), spec, 2)
     (worker,) = set(_tasks()) - before
     assert sorted(os.sched_getaffinity(worker)) == dealt(2)[1]
+    assert list(session.processors) == dealt(2)[0]
     session.close()
 
 
@@ -115,5 +121,24 @@ def test_threads_wait_awake_only_where_each_has_processors_of_its_own(there: set
     assert options[2].get_session_config_entry("session.force_spinning_stop") == "1", "and never between runs"
 
 
+@pytest.mark.parametrize("stay", [HERE[:1], ()])
+def test_a_watchers_looking_threads_stay_where_they_are_told_to(stay: Iterable[int]) -> None:
+    seen = list[set[int]]()
+    told = threading.Event()
+
+    def ask(frame: Frame, _: Watch) -> Answer:
+        seen.append(os.sched_getaffinity(0))
+        return Answer(UNKNOWN, 0.0, Level.RETRIEVED, (), Latency({}, 1.0, 1e5), frame.captured_at)
+
+    with Watcher(ask, [Watch("gate", "yard", 1e5)], lambda _: told.set(), processors=tuple(stay)) as watcher:
+        watcher.offer("yard", Frame(_black(), index=0))
+        assert told.wait(10)
+    assert seen == [set(stay) or set(HERE)]
+
+
 def _tasks() -> list[int]:
     return [int(task.name) for task in Path("/proc/self/task").iterdir()]
+
+
+def _black() -> Pixels:
+    return np.zeros((4, 4, 3), np.uint8)
