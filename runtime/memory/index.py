@@ -54,6 +54,9 @@ SCATTERED_SHARE = 1 / 4
 
 _BATCH_ROWS = 4096
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 over the golden ratio."""
+
 GHOST_SHARE = 0.2
 """Above this share of removed rows a graph is built anew: they route searches well, but crowd out results."""
 
@@ -291,7 +294,7 @@ class _Growing:
             self._parts = [_usearch().Index(**options) for _ in range(self._count)]
 
         def grow(number: int) -> None:
-            own = ids % self._count == number
+            own = _graph_of(ids, self._count) == number
             # Two threads lose a few rows of nearly every build: stored, but on no path (USearch issue 735). One thread
             # a graph loses none.
             self._parts[number].add(ids[own], rows[own].astype(np.float32), threads=1)
@@ -323,6 +326,11 @@ def _usearch() -> Any:
 def graph_count(total: int) -> int:
     """Among how many graphs so many rows are shared out."""
     return LARGE_GRAPHS if total > LARGE_ROWS else 1
+
+
+def _graph_of(ids: Ids, count: int) -> Ids:
+    """The graph that each row belongs to: about as many to each, whatever pattern the ids have (Fibonacci hashing)."""
+    return np.asarray((ids.astype(np.uint64) * _GOLDEN >> np.uint64(32)) % np.uint64(count), np.int64)
 
 
 def expansion_add(total: int) -> int:

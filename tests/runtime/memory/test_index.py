@@ -87,3 +87,43 @@ def test_graphs_of_which_nothing_was_measured_are_searched_as_usual(
         assert graph is not None
         assert graph.expansion == index.USUAL_EXPANSION
         assert memory.search("image", rows(1)[0], 5) == found
+
+
+@pytest.mark.usefixtures("graphs")
+def test_many_rows_are_shared_out_among_graphs(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, entries: Callable[..., list[NewEntry]]
+) -> None:
+    """They are many from 300 on here; what was one graph becomes two, and two are extended as one is."""
+    monkeypatch.setattr(index, "LARGE_ROWS", 300)
+    built, order = list[int](), index._order
+    monkeypatch.setattr(index, "_order", lambda rows, new: built.append(len(new)) or order(rows, new))
+    with Memory.open(folder, {"image": Space("a", 16)}, auto_compact=False) as memory:
+        graphs = list[list[str]]()
+        for seed in range(3):
+            memory.add(entries(200, seed=seed))
+            memory.compact()
+            graphs.append(sorted(path.name for path in folder.glob("generation-*/*.usearch")))
+            for entry in memory.entries():
+                assert memory.search("image", memory.vectors("image", [entry.id])[0], 1)[0].id == entry.id
+        assert memory.verify() == []
+        shared = memory._live.bases()[1]["image"].graphs
+    assert graphs == [["image.usearch"], *[["image.0.usearch", "image.1.usearch"]] * 2]
+    assert built == [200, 400, 200], "a graph cannot become two, but two can grow"
+    assert shared is not None
+    assert [0.4 < len(part) / 600 < 0.6 for part in shared._parts] == [True, True]
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("step", [1, 2, 3, 8])
+def test_whatever_ids_are_left_both_graphs_have_their_share(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, entries: Callable[..., list[NewEntry]], step: int
+) -> None:
+    monkeypatch.setattr(index, "LARGE_ROWS", 50)
+    with Memory.open(folder, {"image": Space("a", 16)}, auto_compact=False) as memory:
+        ids = memory.add(entries(1_000))
+        memory.remove([id_ for id_ in ids if id_ % step])
+        memory.compact()
+        shared = memory._live.bases()[1]["image"].graphs
+        assert shared is not None
+        assert len(shared) == 1_000 // step
+        assert [0.3 < len(part) / len(shared) < 0.7 for part in shared._parts] == [True, True]

@@ -158,9 +158,12 @@ def _stored(vector: NDArray[Any]) -> NDArray[np.float64]:
     return unit.astype(np.float32).astype(np.float16).astype(np.float64)
 
 
-@pytest.mark.parametrize("scan_rows", [32, 8192])
-def test_any_sequence_of_operations_answers_like_the_model(monkeypatch: pytest.MonkeyPatch, scan_rows: int) -> None:
+@pytest.mark.parametrize(("scan_rows", "large_rows"), [(32, 100_000), (32, 32), (32, 60), (8192, 100_000)])
+def test_any_sequence_of_operations_answers_like_the_model(
+    monkeypatch: pytest.MonkeyPatch, scan_rows: int, large_rows: int
+) -> None:
     monkeypatch.setattr(index, "SCAN_ROWS", scan_rows)
+    monkeypatch.setattr(index, "LARGE_ROWS", large_rows)
     monkeypatch.setattr(index, "ROWS_PER_NODE", 0.25)
     run_state_machine_as_test(
         Machine,
