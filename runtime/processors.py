@@ -7,6 +7,14 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 
+def usable() -> list[int]:
+    """Numbers of the processors that this thread may use, ascending; none where the system does not tell."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return []
+
+
 def dealt(threads: int) -> list[list[int]]:
     """Deal out the processors that this thread may use, so that threads which work together never share one.
 
@@ -18,19 +26,16 @@ def dealt(threads: int) -> list[list[int]]:
     Returns:
         Numbers of processors, one list for each thread; none where there are too few, or the system does not tell.
     """
-    try:
-        there = sorted(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return []
+    there = usable()
     return [there[first::threads] for first in range(threads)] if 1 < threads <= len(there) else []
 
 
 @contextmanager
 def kept_to(processors: Collection[int]) -> Iterator[None]:
     """Keep this thread to some of the processors that it may use; to all of them where it may use none of those."""
-    before = os.sched_getaffinity(0) if processors else set()
-    hand = before.intersection(processors)
-    if not hand or hand == before:
+    before = usable() if processors else []
+    hand = set(before).intersection(processors)
+    if len(hand) in (0, len(before)):
         yield
         return
     os.sched_setaffinity(0, hand)

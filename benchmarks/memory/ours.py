@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edge_ravlm.runtime.memory import Memory, NewEntry, Space, index, ranking
+from edge_ravlm.runtime.processors import kept_to, usable
 from memory.data import DIM, Vectors
 
 SPACES = {"image": Space("1" * 64, DIM)}
@@ -14,7 +15,10 @@ _BATCH = 5_000
 
 
 class Ours:
-    """The product's memory: SQLite with a graph beside it. The setting is that graph's expansion, 0 its own choice."""
+    """The product's memory: SQLite with graphs beside it.
+
+    The setting is the graphs' expansion, on one processor; -1 is what it found itself, 0 that on all processors.
+    """
 
     def __init__(self) -> None:
         self._opened: dict[int, Memory] = {}
@@ -36,13 +40,14 @@ class Ours:
         if setting not in self._opened:
             self._opened[setting] = Memory.open(self._folder, SPACES)
             graph = self._opened[setting]._live.bases()[1]["image"].graphs
-            if setting and graph is not None:
+            if setting > 0 and graph is not None:
                 graph.expansion = setting
-        self._memory = self._opened[setting]
+        self._memory, self._processors = self._opened[setting], usable()[:1] if setting else []
 
     def search(self, query: Vectors, k: int) -> list[int]:
         """Ids were given in the order of positions, from 1."""
-        return [hit.id - 1 for hit in self._memory.search("image", query, k)]
+        with kept_to(self._processors):
+            return [hit.id - 1 for hit in self._memory.search("image", query, k)]
 
     def add(self, vector: Vectors) -> None:
         """On the disk when this returns."""

@@ -230,8 +230,11 @@ def _ours() -> System:
 
 
 OURS = "ours"
+ALONE = -1
+"""Ours with the expansion that it found, on one processor."""
+
 SYSTEMS = {
-    OURS: Spec(_ours, (0, 64, 96, 128, 192, 256), durable=True, needs_packages=False),
+    OURS: Spec(_ours, (0, ALONE, 64, 96, 128, 192, 256), durable=True, needs_packages=False),
     "faiss-hnsw": Spec(
         lambda: _Faiss(lambda _: f"HNSW{CONNECTIVITY}", "efSearch"), (64, 16, 32, 128, 256), largest=100_000
     ),

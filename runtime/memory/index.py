@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_ravlm.runtime.memory.entries import Ids, Rows, Vector
 from edge_ravlm.runtime.memory.ranking import best, cosines, found_in, near_each_other
+from edge_ravlm.runtime.processors import usable
 
 SCAN_ROWS = 8192
 """Up to so many rows a full scan is as fast as the graph (1 ms at 256 dimensions on x86), and exact."""
@@ -89,7 +90,8 @@ class Graphs:
 
     def nearest(self, query: Vector, count: int) -> Ids:
         """About the `count` nearest keys by i8 cosine, nearest first; safe from several threads at once."""
-        matches = self._opened().search(query, count, threads=len(self._files))
+        threads = min(self.count, len(usable()) or 1)
+        matches = self._opened().search(query, count, threads=threads)
         return np.asarray(matches.keys, np.int64)
 
     def copies_in_ram(self, total: int) -> list[Any]:

@@ -14,7 +14,7 @@ from memory import data, ours, processes, scale, systems
 from memory.data import DIM, MEMBERS, SPREAD, DataSet, clustered, exact, recall
 from memory.front import Point, dominates, dominators, front
 from memory.processes import SystemProcess
-from memory.systems import OURS, SYSTEMS
+from memory.systems import ALONE, OURS, SYSTEMS
 from memory.worker import resident_mb
 
 from edge_ravlm.errors import EdgeRavlmError
@@ -120,13 +120,13 @@ def test_dominators_are_named_with_their_fastest_point_that_dominates() -> None:
 
 def test_what_is_said_of_a_million() -> None:
     one = {"setting": 0, "recall10": 0.99, "p50_ms": 1.0, "p99_ms": 2.0, "searches": 9}
-    peer = {**one, "p50_ms": 0.5, "p99_ms": 1.5}
+    peer = {**one, "p50_ms": 1.2, "p99_ms": 2.1}  # slower than ours in two threads, faster than ours in one
     us = {
         "open_ms": 9.0,
         "first_search_ms": 80.0,
         "anon_mb": 20.0,
         "size_mb": 1_000.0,
-        "points": [one, {**one, "setting": 64}],
+        "points": [one, {**one, "setting": ALONE, "p50_ms": 1.5, "p99_ms": 2.5}, {**one, "setting": 64}],
     }
     assert memory_peers.summary(us) == {
         "open_ms": 9.0,
@@ -134,6 +134,8 @@ def test_what_is_said_of_a_million() -> None:
         "recall10": 0.99,
         "p50_ms": 1.0,
         "p99_ms": 2.0,
+        "one_thread_p50_ms": 1.5,
+        "one_thread_p99_ms": 2.5,
         "anon_fraction": 0.02,
     }
     assert memory_peers.dominated_by({OURS: us, "peer": {"points": [peer]}}) == {"peer": peer}
