@@ -21,7 +21,7 @@ Between two frames with sensor noise of 10 levels the first is 0.9 (3 in the wor
 def is_still(before: Pixels, now: Pixels) -> bool:
     """Whether two encoder inputs, uint8 [1, h, w, 3], show the same scene: no square of it changed."""
     squares = (now.shape[2] // BLOCK, now.shape[1] // BLOCK)
-    changes = cv2.subtract(now[0], before[0], dtype=cv2.CV_16S)
+    changes = np.subtract(now[0], before[0], dtype=np.int16)
     means = cv2.resize(changes, squares, interpolation=cv2.INTER_AREA)
     if np.abs(means).max() >= BRIGHTNESS_BELOW:
         return False
