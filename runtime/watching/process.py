@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from edge_ravlm.runtime.processors import usable
+
 log = logging.getLogger(__name__)
 
 NICE = -10
@@ -132,7 +134,7 @@ def settled(pin: Collection[int], *, lock_memory: bool) -> Iterator[None]:
     libc = ctypes.CDLL(None)
     with suppress(AttributeError):  # another C library than glibc
         libc.mallopt(_M_ARENA_MAX, _ARENAS)
-    before = os.sched_getaffinity(0) if pin else ()
+    before = usable() if pin else []
     stay(pin)
     if lock_memory and libc.mlockall(_MCL_CURRENT | _MCL_FUTURE):
         log.warning("lock_memory: not allowed; raise the limit `ulimit -l`")
