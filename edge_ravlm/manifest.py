@@ -164,6 +164,8 @@ class Answering(_Strict, frozen=True):
         sharpness: slope of the vote's softmax over centred cosines (inverse temperature).
         abstain_below: confidence below which the runtime says that it does not know.
         sure_above: confidence from which the first look at a picture is enough, where there could be a closer one.
+        glimpse_above: confidence from which a glimpse, a first look in the closer look's size, is enough; 1 where none
+            is to be taken.
     """
 
     image_floor: float
@@ -172,6 +174,7 @@ class Answering(_Strict, frozen=True):
     sharpness: float
     abstain_below: Share
     sure_above: Share = 1.0
+    glimpse_above: Share = 1.0
 
 
 class Parity(_Strict, frozen=True):

@@ -47,7 +47,8 @@ MOST_ABSTAINED = 0.03
 """Share of answerable pictures that may be sacrificed for it."""
 
 SURE_LOSS = 0.002
-"""Share of sure first looks that may be wrong beyond those of which the closer look says something wrong too."""
+"""Share of sure first looks, or glimpses, that may be wrong beyond those of which the closer look says something wrong
+too."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Seen:
         truth: int64 [n].
         foreign: float32 [m, d].
         glanced: float32 [n, d], what the first look alone makes of those asked about.
+        glimpsed: float32 [n, d], what a glimpse makes of them.
     """
 
     ballot: Ballot
@@ -67,6 +69,7 @@ class Seen:
     truth: NDArray[np.int64]
     foreign: Vectors
     glanced: Vectors
+    glimpsed: Vectors
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -82,8 +85,8 @@ class Quality(msgspec.Struct, frozen=True):
         unrelated_silenced: share of questions about other things that find none.
         siblings_joined: share of pairs of states of one thing that are taken for one topic.
         strangers_joined: share of pairs of different things that are.
-        looked_closer: share of answerable pictures that the first look was not sure of; the figures above count what is
-            said after that.
+        looked_closer: share of answerable pictures that a glimpse (without glimpses, the first look) was not sure of;
+            the figures above count what is said after that.
     """
 
     accuracy: float
@@ -110,6 +113,9 @@ class Embeds(Protocol):
     def glanced(self, pictures: Sequence[Pixels], /) -> Vectors:
         """The same at first look; again the same where there is no closer one."""
 
+    def glimpsed(self, pictures: Sequence[Pixels], /) -> Vectors:
+        """The same at a glimpse; at first look where there is none."""
+
 
 def see(tasks: Sequence[Task], encoder: Embeds) -> list[Seen]:
     """Embed the tasks' pictures."""
@@ -131,7 +137,8 @@ def fit(tasks: Sequence[Seen], texts: TextPairs) -> Answering:
         sibling_floor=_split(texts.siblings, texts.strangers),
     )
     rules = msgspec.structs.replace(rules, abstain_below=_abstain_below(tasks, rules))
-    return msgspec.structs.replace(rules, sure_above=_sure_above(tasks, rules))
+    firsts = {"sure_above": [task.glanced for task in tasks], "glimpse_above": [task.glimpsed for task in tasks]}
+    return msgspec.structs.replace(rules, **{name: _sure_above(tasks, rules, first) for name, first in firsts.items()})
 
 
 def judge(tasks: Sequence[Seen], texts: TextPairs, rules: Answering) -> Quality:
@@ -208,7 +215,8 @@ def _see(task: Task, encoder: Embeds) -> Seen:
     truth = np.array([state for _, state in task.asked], np.int64)
     pictures = [picture for picture, _ in task.asked]
     ballot = Ballot.of(range(len(states)), states, taught)
-    return Seen(ballot, encoder.asked(pictures), truth, encoder.asked(task.foreign), encoder.glanced(pictures))
+    asked, foreign = encoder.asked(pictures), encoder.asked(task.foreign)
+    return Seen(ballot, asked, truth, foreign, encoder.glanced(pictures), encoder.glimpsed(pictures))
 
 
 def _votes(
@@ -229,8 +237,11 @@ def _said(
     task: Seen, rules: Answering
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """``_graded`` of the first look where that is sure and of the closer one elsewhere, and which is elsewhere."""
-    closer = np.array([not is_sure(vote(query, task.ballot, rules), rules) for query in task.glanced], bool)
-    first, second = _graded(replace(task, asked=task.glanced), rules), _graded(task, rules)
+    glimpse = rules.glimpse_above < 1
+    looks = task.glimpsed if glimpse else task.glanced
+    votes = (vote(query, task.ballot, rules) for query in looks)
+    closer = np.array([not is_sure(one, rules, glimpse=glimpse) for one in votes], bool)
+    first, second = _graded(replace(task, asked=looks), rules), _graded(task, rules)
     right, sure, near = (np.where(closer, *looks) for looks in zip(second, first, strict=True))
     return right, sure, near, closer
 
@@ -254,8 +265,14 @@ def _abstain_below(tasks: Sequence[Seen], rules: Answering) -> float:
     return math.floor(max(EVENS, most) * 1000) / 1000
 
 
-def _sure_above(tasks: Sequence[Seen], rules: Answering) -> float:
-    """The lowest confidence from which first looks lose at most SURE_LOSS against closer ones; 1 if there is none."""
+def _sure_above(tasks: Sequence[Seen], rules: Answering, looks: Sequence[Vectors]) -> float:
+    """The lowest confidence from which looks lose at most SURE_LOSS against closer ones; 1 if there is none.
+
+    Args:
+        tasks: to fit on.
+        rules: without the answer.
+        looks: of each task, float32 [n, d].
+    """
 
     def wrong(tasks: Sequence[Seen]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Which get a wrong answer, and how sure of it one is; -1 where it is not given for want of likeness."""
@@ -264,7 +281,7 @@ def _sure_above(tasks: Sequence[Seen], rules: Answering) -> float:
         return ~right & (sure >= rules.abstain_below), sure
 
     closer, _ = wrong(tasks)
-    first, sure = wrong([replace(task, asked=task.glanced) for task in tasks])
+    first, sure = wrong([replace(task, asked=looked) for task, looked in zip(tasks, looks, strict=True)])
     for threshold in np.arange(max(EVENS, rules.abstain_below), 1.0, 0.005):
         chosen = sure >= threshold
         if chosen.any() and _share(first[chosen]) <= _share(closer[chosen]) + SURE_LOSS:

@@ -135,6 +135,10 @@ class Embedder:
         """Float32 [n, dim], as a first look embeds what is asked about."""
         return self._seen(pictures, lambda eye, pixels: eye.look(pixels))
 
+    def glimpsed(self, pictures: Sequence[Pixels]) -> Vectors:
+        """Float32 [n, dim], as a glimpse embeds what is asked about."""
+        return self._seen(pictures, lambda eye, pixels: eye.glimpses(pixels)[0])
+
     def _seen(self, pictures: Sequence[Pixels], look: Callable[[Eye, Pixels], Look]) -> Vectors:
         eye = self.eye()
         try:

@@ -72,8 +72,12 @@ def cut_out(pixels: Pixels, focus: Focus, margin: float, side: int) -> Pixels:
     height, width = (int(share * length) for length in picture.shape[:2])
     top = int(min(max(focus.y * picture.shape[0] - height / 2, 0), picture.shape[0] - height))
     left = int(min(max(focus.x * picture.shape[1] - width / 2, 0), picture.shape[1] - width))
-    part = picture[top : top + height, left : left + width]
-    return Preprocess(height=side, width=side)(Frame(part))
+    return sized(picture[None, top : top + height, left : left + width], side)
+
+
+def sized(pixels: Pixels, side: int) -> Pixels:
+    """An encoder's input, or a part of it, uint8 [1, h, w, 3], in another size, uint8 [1, side, side, 3]."""
+    return Preprocess(height=side, width=side)(Frame(pixels[0]))
 
 
 def together(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from edge_ravlm.manifest import Closer
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
 from edge_ravlm.runtime.backends.choice import open_fastest, settle
-from edge_ravlm.runtime.closer import ATTENTION, EXTENT, Focus, cut_out, find, together
+from edge_ravlm.runtime.closer import ATTENTION, EXTENT, Focus, cut_out, find, sized, together
 
 MAX_QUESTION = 1_000
 """Longest question in characters; the tokenizer would cut a longer one in silence."""
@@ -45,12 +45,14 @@ class Look:
         cells: float32 [1, cells, width], what the fusion decoder reads; no cells where the flavour has no decoder.
         meaning: float32 [dim of the text space], unit length, in the meaning space; None where the bundle has none.
         focus: where to look closer; None where the bundle cannot, or has done so.
+        glimpse: whether it began with a glimpse, which has fewer cells than the decoder was trained to read.
     """
 
     embedding: Vector
     cells: NDArray[np.float32]
     meaning: Vector | None = None
     focus: Focus | None = None
+    glimpse: bool = False
 
 
 class Eye:
@@ -77,6 +79,17 @@ class Eye:
     def look(self, pixels: Pixels) -> Look:
         """All that there is a use for, from one run over uint8 [1, height, width, 3]."""
         return self.looks(pixels)[0]
+
+    def glimpses(self, pixels: Pixels) -> list[Look]:
+        """Looks in the closer look's size, at half the work; full ones where the bundle has no closer look.
+
+        Args:
+            pixels: uint8 [n, height, width, 3].
+        """
+        if self.closer is None:
+            return self.looks(pixels)
+        small = np.concatenate([sized(one[None], self.closer.side) for one in pixels])
+        return [replace(look, glimpse=True) for look in self.looks(small)]
 
     def looks(self, pixels: Pixels) -> list[Look]:
         """The same of several pictures in one run, uint8 [n, height, width, 3].

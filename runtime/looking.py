@@ -48,9 +48,17 @@ class View:
 
 @dataclass
 class _Seen:
-    """What is known of a region of a frame."""
+    """What is known of a region of a frame.
+
+    Attributes:
+        pixels: the encoder's input.
+        glimpse: what a glimpse showed, or one with a closer look.
+        look: what a full look showed, or one with a closer look.
+        encode_ms: what the first of these took, where nobody has paid for it yet.
+    """
 
     pixels: Pixels | None = None
+    glimpse: Look | None = None
     look: Look | None = None
     encode_ms: float = 0.0
 
@@ -67,10 +75,12 @@ class Looking:
     Args:
         encoder: looks; whoever made it closes it.
         paces: of the stages ``encode`` and ``second_look``, and of ``encode_N`` for N pictures at once.
+        glimpse: whether first looks are glimpses.
     """
 
-    def __init__(self, encoder: ImageEncoder, paces: Paces) -> None:
+    def __init__(self, encoder: ImageEncoder, paces: Paces, *, glimpse: bool = False) -> None:
         self._encoder, self._paces = encoder, paces
+        self._glimpse = glimpse and encoder.closer is not None
         paces.start("encode", encoder.warm_ms)
         paces.start("second_look", encoder.warm_ms)  # it is the smaller of the two
         self._numbers: tuple[int, ...] = ()
@@ -84,16 +94,40 @@ class Looking:
             seen.pixels = self._encoder.preprocess(frame, region)
         return seen.pixels
 
-    def look(self, frame: Frame, region: Region | None, deadline: Deadline) -> Look:
-        """The look; its stage is ``encode``, which is left out where an answer before this one has paid for it."""
+    def first(self, frame: Frame, region: Region | None, deadline: Deadline) -> Look:
+        """A glimpse, where glimpses are taken and nothing better is there already; else the full look.
+
+        Its stage is ``encode``, which is left out where an answer before this one has paid for it.
+        """
+        seen = self._seen(frame, region)
+        if not self._glimpse or seen.look is not None:
+            return self.look(frame, region, deadline)
+        if seen.glimpse is None:
+            pixels = self.pixels(frame, region)
+            with deadline.stage("encode"):
+                (seen.glimpse,) = self._encoder.glimpses(pixels)
+        self._pay(seen, deadline)
+        return seen.glimpse
+
+    def look(self, frame: Frame, region: Region | None, deadline: Deadline, stage: str = "encode") -> Look:
+        """The full look; its stage is left out where an answer before this one has paid for it."""
         seen, pixels = self._seen(frame, region), self.pixels(frame, region)
         if seen.look is None:
-            with deadline.stage("encode"):
+            with deadline.stage(stage):
                 seen.look = self._encoder.look(pixels)
-        elif seen.encode_ms:
-            deadline.spent("encode", seen.encode_ms)
-            seen.encode_ms = 0.0
+        self._pay(seen, deadline)
         return seen.look
+
+    def better(self, frame: Frame, region: Region | None, look: Look, deadline: Deadline) -> Look:
+        """One that shows more than this look, if there is one and time for it; else the same.
+
+        A closer one, or where somebody said where to look the full one after a glimpse; the stage is ``second_look``.
+        """
+        if region is None:
+            return self.closer(frame, region, look, deadline)
+        if not look.glimpse or not deadline.fits("second_look", *AFTER_LOOKING):
+            return look
+        return self.look(frame, region, deadline, "second_look")
 
     def closer(self, frame: Frame, region: Region | None, look: Look, deadline: Deadline) -> Look:
         """A closer look, if nobody said where to look and there is time; else the same."""
@@ -101,8 +135,18 @@ class Looking:
             return look
         with deadline.stage("second_look"):
             closer = self._encoder.closer_look(self.pixels(frame, region), look)
-        self._seen(frame, region).look = closer
+        seen = self._seen(frame, region)
+        if look.glimpse:
+            seen.glimpse = closer
+        else:
+            seen.look = closer
         return closer
+
+    def _pay(self, seen: _Seen, deadline: Deadline) -> None:
+        """Put what ``together`` took on the account of the first answer that it serves."""
+        if seen.encode_ms:
+            deadline.spent("encode", seen.encode_ms)
+            seen.encode_ms = 0.0
 
     # -- several at once ---------------------------------------------------------------------------------------
 
@@ -144,7 +188,8 @@ class Looking:
         return next((row for row, view in enumerate(views) if not self._known(view)), len(views))
 
     def _known(self, view: View) -> bool:
-        return self._seen(view.frame, view.region).look is not None
+        seen = self._seen(view.frame, view.region)
+        return seen.look is not None or (self._glimpse and seen.glimpse is not None)
 
     def _fit(self, views: Sequence[View]) -> bool:
         """Whether all would most likely be answered in time if they were looked at in one run now."""
@@ -156,15 +201,23 @@ class Looking:
         pixels = np.concatenate([self.pixels(view.frame, view.region) for view in views])
         began = time.perf_counter()
         with self._paces[f"encode_{len(views)}"].run():
-            looks = self._encoder.looks(pixels)
+            looks = self._run(pixels)
         each_ms = (time.perf_counter() - began) * 1e3 / len(views)
         for view, look in zip(views, looks, strict=True):
             seen = self._seen(view.frame, view.region)
-            seen.look, seen.encode_ms = look, each_ms
+            seen.encode_ms = each_ms
+            if look.glimpse:
+                seen.glimpse = look
+            else:
+                seen.look = look
+
+    def _run(self, pixels: Pixels) -> list[Look]:
+        """First looks at several pictures."""
+        return self._encoder.glimpses(pixels) if self._glimpse else self._encoder.looks(pixels)
 
     def _spent_ms(self, pixels: Pixels) -> float:
         began = time.perf_counter()
-        self._encoder.looks(pixels)
+        self._run(pixels)
         return (time.perf_counter() - began) * 1e3
 
     def _seen(self, frame: Frame, region: Region | None) -> _Seen:

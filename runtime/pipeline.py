@@ -101,7 +101,7 @@ class Ravlm:
         self._teacher = Teacher(bundle, flavor, image, text)
         self._open_questions = self._text.embed(OPEN_QUESTIONS)
         self._paces = Paces()
-        self._looking = Looking(image, self._paces)
+        self._looking = Looking(image, self._paces, glimpse=self._rules.glimpse_above < 1)
         if bundle.manifest.flavor(flavor).fusion is not None:
             self._generator = Later(lambda: Generator(bundle, flavor, threads, memory, image, text), _LATER_S)
         self._standing: OrderedDict[tuple[str, str, Region | None, Where, int], Standing] = OrderedDict()
@@ -235,17 +235,19 @@ class Ravlm:
             earlier = None if fresh else self._earlier(standing, frame, pixels, deadline, hold)
             if earlier is not None:
                 return earlier
-            look = self._looking.look(frame, region, deadline)
             found = None
-            if generator is not None:
+            if generator is None:
+                look = self._looking.first(frame, region, deadline)
+            else:
+                look = self._looking.look(frame, region, deadline)
                 look = self._looking.closer(frame, region, look, deadline)
                 found = generator.answer(question, look, frame.captured_at, standing.scope, deadline, hops)
             lasting = generator is None or (found is not None and found.complete)
             if found is None:
                 found, sure = self._answer(standing, look, frame, deadline)
-                closer = look if sure else self._looking.closer(frame, region, look, deadline)
-                if closer is not look:
-                    found, _ = self._answer(standing, closer, frame, deadline)
+                better = look if sure else self._looking.better(frame, region, look, deadline)
+                if better is not look:
+                    found, _ = self._answer(standing, better, frame, deadline)
             if lasting:  # what the clock cut short may be done better the next time
                 standing.settle(frame, pixels, found)
             return found
@@ -337,7 +339,7 @@ class Ravlm:
             outcome = None if topic.ballot is None else vote(look.embedding, topic.ballot, self._rules)
             text, confidence, evidence, reason = self._decide(topic, outcome)
         answer = Answer(text, confidence, Level.RETRIEVED, evidence, deadline.latency(), frame.captured_at, reason)
-        return answer, outcome is None or is_sure(outcome, self._rules)
+        return answer, outcome is None or is_sure(outcome, self._rules, glimpse=look.glimpse)
 
     def _decide(self, topic: Topic, outcome: Vote | None) -> tuple[str, float, tuple[Evidence, ...], str]:
         rules, ballot = self._rules, topic.ballot

@@ -80,7 +80,9 @@ def vote(query: Vectors, ballot: Ballot, rules: Answering) -> Vote:
         ballot: at least one entry.
         rules: the bundle's constants.
     """
-    scores = ballot.vectors @ query
+    scores = np.vecdot(
+        ballot.vectors, query
+    )  # row by row: equal memories tie, which a product of matrices does not promise
     nearest = float(scores.max())
     if ballot.answers == 1:
         return Vote(int(scores.argmax()), _closeness(nearest, rules), nearest, scores)
@@ -93,9 +95,10 @@ def vote(query: Vectors, ballot: Ballot, rules: Answering) -> Vote:
     return Vote(winner, float(shares[label] / shares.sum()), nearest, scores)
 
 
-def is_sure(outcome: Vote, rules: Answering) -> bool:
-    """Whether a first look that brought this needs no closer one."""
-    return outcome.nearest >= rules.image_floor and outcome.confidence >= max(rules.sure_above, rules.abstain_below)
+def is_sure(outcome: Vote, rules: Answering, *, glimpse: bool = False) -> bool:
+    """Whether a first look that brought this, or a mere glimpse, needs no closer one."""
+    above = rules.glimpse_above if glimpse else rules.sure_above
+    return outcome.nearest >= rules.image_floor and outcome.confidence >= max(above, rules.abstain_below)
 
 
 def unit(vectors: Vectors) -> Vectors:

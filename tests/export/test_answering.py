@@ -19,7 +19,10 @@ DIM = 32
 
 
 def task(rng: np.random.Generator, noise: float, blur: float | None = None) -> Seen:
-    """Two states of a view, blurred by noise, at first look ``blur`` times as much; other views lie elsewhere."""
+    """Two states of a view, blurred by noise, at first look ``blur`` times as much; other views lie elsewhere.
+
+    Glimpses are first looks here.
+    """
     view, *states = unit(rng.normal(size=(3, DIM)))
     centres = [unit(view + 0.6 * state) for state in states]
 
@@ -32,7 +35,7 @@ def task(rng: np.random.Generator, noise: float, blur: float | None = None) -> S
     ballot = Ballot.of(range(8), names, np.float32([vector for vector, _ in taught]))
     asked, foreign = np.float32([draw(int(s)) for s in truth]), np.float32(unit(rng.normal(size=(2, DIM))))
     glanced = asked if blur is None else np.float32([draw(int(s), blur) for s in truth])
-    return Seen(ballot, asked, truth, foreign, glanced)
+    return Seen(ballot, asked, truth, foreign, glanced, glanced)
 
 
 def texts(rng: np.random.Generator) -> TextPairs:
@@ -61,24 +64,31 @@ def test_a_question_is_rather_answered_than_met_with_silence() -> None:
     assert np.quantile(texts(rng).unrelated, 0.7) < rules.text_floor < np.quantile(texts(rng).related, 0.02)
 
 
-def test_a_first_look_is_enough_where_it_is_sure() -> None:
+@pytest.mark.parametrize(("name", "off"), [("sure_above", {"glimpse_above": 1.0}), ("glimpse_above", {})])
+def test_a_first_look_or_a_glimpse_is_enough_where_it_is_sure(name: str, off: dict[str, float]) -> None:
     rng = np.random.default_rng(0)
-    rules = fit([task(rng, 0.5, blur=2.0) for _ in range(60)], texts(rng))
-    assert rules.abstain_below <= rules.sure_above < 1
+    rules = msgspec.structs.replace(fit([task(rng, 0.5, blur=2.0) for _ in range(60)], texts(rng)), **off)
+    assert rules.abstain_below <= getattr(rules, name) < 1
     tasks = [task(rng, 0.5, blur=2.0) for _ in range(60)]
     found = judge(tasks, texts(rng), rules)
-    always = judge(tasks, texts(rng), msgspec.structs.replace(rules, sure_above=1.0))
+    always = judge(tasks, texts(rng), msgspec.structs.replace(rules, sure_above=1.0, glimpse_above=1.0))
     assert always.looked_closer == 1.0
     assert 0.1 < found.looked_closer < 0.9
     assert found.wrong <= always.wrong + 2 * answering.SURE_LOSS
-    unsure = judge(tasks, texts(rng), msgspec.structs.replace(rules, sure_above=0.0))
+    unsure = judge(tasks, texts(rng), msgspec.structs.replace(rules, **{name: 0.0}))
     assert unsure.wrong > found.wrong, "without the threshold blurred looks would be believed"
 
 
 def test_looks_that_are_never_right_are_never_enough() -> None:
     rng = np.random.default_rng(0)
-    upside_down = [replace(one, glanced=one.asked[::-1]) for one in (task(rng, 0.3) for _ in range(20))]
-    assert fit(upside_down, texts(rng)).sure_above == 1.0
+    tasks = [task(rng, 0.3) for _ in range(20)]
+    upside_down = [one.asked[::-1] for one in tasks]
+    glanced = [replace(one, glanced=looks) for one, looks in zip(tasks, upside_down, strict=True)]
+    glimpsed = [replace(one, glimpsed=looks) for one, looks in zip(tasks, upside_down, strict=True)]
+    for seen, useless, good in ((glanced, "sure_above", "glimpse_above"), (glimpsed, "glimpse_above", "sure_above")):
+        rules = fit(seen, texts(rng))
+        assert getattr(rules, useless) == 1.0
+        assert getattr(rules, good) < 1.0
 
 
 def test_answers_are_states_or_minus_one() -> None:

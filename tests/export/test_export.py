@@ -291,7 +291,7 @@ def test_a_recipe_with_scenes_makes_a_bundle_that_looks_closer(base: Path, tmp_p
     assert plain.manifest.closer is None
     scene = np.full((240, 240, 3), 40, np.uint8)
     cv2.circle(scene, (80, 150), 40, (255, 255, 255), -1)
-    rules = msgspec.structs.replace(bundle.manifest.answering, sure_above=1.0)  # never sure
+    rules = msgspec.structs.replace(bundle.manifest.answering, sure_above=1.0, glimpse_above=1.0)  # never sure
     bundle.manifest = msgspec.structs.replace(bundle.manifest, answering=rules)
     with edge_ravlm.load(bundle, threads=1) as ravlm:
         ravlm.remember(scene, "the lamp is on")

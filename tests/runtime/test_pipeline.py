@@ -71,7 +71,7 @@ def test_evidence_is_a_few_memories_of_the_winning_answer_best_first(ravlm: Ravl
 @pytest.mark.parametrize(("sure_above", "looks"), [(0.0, 1), (1.0, 2)])
 def test_a_first_look_that_is_sure_is_enough(sure_above: float, looks: int, yard: Any, strange: Any) -> None:
     bundle = Bundle.open("starter")
-    rules = msgspec.structs.replace(bundle.manifest.answering, sure_above=sure_above)
+    rules = msgspec.structs.replace(bundle.manifest.answering, sure_above=sure_above, glimpse_above=1.0)
     bundle.manifest = msgspec.structs.replace(bundle.manifest, answering=rules)
     with load(bundle, threads=1, budget_ms=60_000) as ravlm:
         for picture, text in ((yard.closed, CLOSED), (yard.open, OPEN)):
@@ -86,6 +86,44 @@ def test_a_first_look_that_is_sure_is_enough(sure_above: float, looks: int, yard
         frame = Frame.of(yard.closed_later)
         assert len(stages(frame)) == looks
         assert not stages(frame), "one frame is looked at once"
+
+
+@pytest.mark.parametrize(("glimpse_above", "enough"), [(0.0, True), (0.999999, False)])
+def test_a_glimpse_that_is_sure_is_enough(glimpse_above: float, enough: bool, yard: Any, strange: Any) -> None:
+    bundle = Bundle.open("starter")
+    rules = msgspec.structs.replace(bundle.manifest.answering, glimpse_above=glimpse_above)
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, answering=rules)
+    closer = bundle.manifest.closer
+    assert closer is not None
+    full, small = bundle.manifest.preprocess.height, closer.side
+    with load(bundle, threads=1, budget_ms=60_000) as ravlm:
+        for picture, text in ((yard.closed, CLOSED), (yard.open, OPEN)):
+            ravlm.remember(picture, text)
+            ravlm.remember(picture, text, region=yard.gate)
+
+        def sizes(picture: Any, region: Region | None = None, generate: bool = False) -> list[int]:
+            """Of the pictures that the encoder sees."""
+            seen, session = list[int](), ravlm._image._session
+
+            class Noting:
+                def run(self, feeds: Any, outputs: Any) -> Any:
+                    seen.append(feeds["image"].shape[1])
+                    return session.run(feeds, outputs)
+
+            ravlm._image._session = Noting()  # type: ignore[assignment]
+            ravlm.ask(picture, QUESTION, region=region, generate=generate)
+            ravlm._image._session = session
+            return seen
+
+        assert sizes(yard.open_later) == ([small] if enough else [small, small]), "the closer look rests on the glimpse"
+        assert sizes(yard.open_later, yard.gate) == ([small] if enough else [small, full])
+        assert sizes(strange) == [small, small], "an abstention is never sure"
+        ravlm.settle()
+        frame = Frame.of(yard.open_later)
+        assert len(sizes(frame)) == (1 if enough else 2)
+        assert not sizes(frame), "one frame is looked at once"
+        assert sizes(frame, generate=True) == [full, small], "the decoder reads full looks"
+        assert not sizes(frame, generate=True)
 
 
 def test_before_teaching_it_does_not_know(ravlm: Ravlm, yard: Any) -> None:
