@@ -80,9 +80,7 @@ def vote(query: Vectors, ballot: Ballot, rules: Answering) -> Vote:
         ballot: at least one entry.
         rules: the bundle's constants.
     """
-    scores = np.vecdot(
-        ballot.vectors, query
-    )  # row by row: equal memories tie, which a product of matrices does not promise
+    scores = np.vecdot(ballot.vectors, query)  # row by row, so that equal memories tie: with a matrix they need not
     nearest = float(scores.max())
     if ballot.answers == 1:
         return Vote(int(scores.argmax()), _closeness(nearest, rules), nearest, scores)
