@@ -230,8 +230,8 @@ class Ravlm:
         with deadline.stage("preprocess"):
             pixels = self._looking.pixels(frame, region)
 
-        def answer() -> Answer:
-            standing.refresh(self.memory.version)
+        def answer(version: int) -> Answer:
+            standing.refresh(version)
             earlier = None if fresh else self._earlier(standing, frame, pixels, deadline, hold)
             if earlier is not None:
                 return earlier
@@ -286,12 +286,12 @@ class Ravlm:
         """See ``Looking.learn_together``: for those who will ``look_ahead``."""
         return self._looking.learn_together()
 
-    def _settled(self, look: Callable[[], T]) -> T:
-        """What ``look`` finds; it looks again when an entry that it had found was forgotten under its hands."""
+    def _settled(self, look: Callable[[int], T]) -> T:
+        """What ``look`` finds in a version of the memory; once more when what it had found was forgotten meanwhile."""
         while True:
             version = self.memory.version
             try:
-                return look()
+                return look(version)
             except MemoryFault:
                 if self.memory.version == version:
                     raise
@@ -403,7 +403,7 @@ class Ravlm:
                 got=f"{'no query' if not found else f'k={k}'}",
                 do="give for instance text='garage door'",
             )
-        return self._settled(lambda: self._searcher.nearest(found, k, where or Where()))
+        return self._settled(lambda _: self._searcher.nearest(found, k, where or Where()))
 
 
 class _Scratch(Ravlm):
