@@ -83,8 +83,8 @@ class Eye:
     def glimpses(self, pixels: Pixels) -> list[Look]:
         """Looks in the closer look's size, at half the work; full ones where the bundle has no closer look.
 
-        They tell the states of a fixed view no worse: 0.992 of 596 held-out pictures were answered rightly, with full first
-        looks 0.973 (the starter's parity report; both looked closer where they were not sure).
+        They tell the states of a fixed view no worse: of 596 held-out pictures 0.992 were answered rightly, and 0.973
+        with full first looks (the starter's parity report; where these were not sure, both looked closer).
 
         Args:
             pixels: uint8 [n, height, width, 3].
