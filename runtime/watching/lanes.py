@@ -20,7 +20,7 @@ MOST_DUE = 512
 
 MOST_GUARD = 0.35
 """Share of a budget that may be kept back for a late wake-up. At 0.3 a budget of 3.2 ms was missed by 1.3 % at overload
-beside a busy core, at 0.35 by 0.4 %, at 0.4 no less, and answers rested on older frames."""
+beside a busy core, at 0.35 by 0.4 %, at 0.4 by 0.3 %, but then answers rested on older frames."""
 
 
 _NEAR, _REMEMBERED = 2.0, 16
