@@ -32,14 +32,24 @@ def dealt(threads: int) -> list[list[int]]:
 
 @contextmanager
 def kept_to(processors: Collection[int]) -> Iterator[None]:
-    """Keep this thread to some of the processors that it may use; to all of them where it may use none of those."""
+    """Keep this thread to some of the processors that it may use.
+
+    It runs where it likes where it may use none of those, or where the system forbids to say so, as containers may.
+    """
     before = usable() if processors else []
     hand = set(before).intersection(processors)
-    if len(hand) in (0, len(before)):
+    if len(hand) in (0, len(before)) or not _moved(hand):
         yield
         return
-    os.sched_setaffinity(0, hand)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        _moved(before)
+
+
+def _moved(processors: Collection[int]) -> bool:
+    try:
+        os.sched_setaffinity(0, processors)
+    except OSError:
+        return False
+    return True

@@ -29,7 +29,7 @@ VARIABLE = "EDGE_RAVLM_BACKEND"
 """Environment variable that says which of WISHES it is to be, where nobody says otherwise."""
 
 _TURNS, _PAUSE_S = 15, 0.02
-"""Measured so often, and at a camera's pace: without pauses OpenVINO took 0.93 of ONNX Runtime's time on one machine,
+"""Measured so often, and at a camera's pace: without pauses OpenVINO took 0.9 of ONNX Runtime's time on one machine,
 where its threads have to be woken for every frame 1.5."""
 
 _WORTH = 0.95

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Graphs:
         self._library = _usearch()  # imported now, and not while somebody waits for an answer
         self._parts: list[Any] = []
         self._together: Any = None
-        self._opening = threading.Lock()
+        self._opening, self._searching = threading.Lock(), threading.Lock()
 
     @property
     def count(self) -> int:
@@ -92,10 +93,15 @@ class Graphs:
         return sum(map(len, self._parts))
 
     def nearest(self, query: Vector, count: int) -> Ids:
-        """About the `count` nearest keys by i8 cosine, nearest first; safe from several threads at once."""
+        """About the `count` nearest keys by i8 cosine, nearest first; safe from several threads at once.
+
+        Keys of equal distance come in any order: of several graphs, that of who finished first.
+        """
+        together = self._opened()
         threads = min(self.count, len(usable()) or 1)
-        matches = self._opened().search(query, count, threads=threads)
-        return np.asarray(matches.keys, np.int64)
+        # A single index gives every caller room of its own to search in; of several together USearch does not say so.
+        with self._searching if self.count > 1 else nullcontext():
+            return np.asarray(together.search(query, count, threads=threads).keys, np.int64)
 
     def copies_in_ram(self, total: int) -> list[Any]:
         """USearch indexes with the same content that accept additions, of `total` rows in the end."""

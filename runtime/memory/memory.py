@@ -158,7 +158,7 @@ class Memory:
         """The k entries whose `field` vectors are nearest to query by cosine, best first, equal scores by id.
 
         Above SCAN_ROWS candidates the nearest are found through graphs (recall@10 measured on clusters: 0.998 among
-        100,000, 0.996 among a million), otherwise exactly. A filter never lets another entry through and never costs a
+        100,000, 0.997 among a million), otherwise exactly. A filter never lets another entry through and never costs a
         match: there are min(k, matches) hits.
 
         Args:

@@ -111,6 +111,18 @@ def test_a_thread_keeps_to_what_it_may_use(hand: list[int]) -> None:
     assert os.sched_getaffinity(0) == set(HERE)
 
 
+def test_a_system_that_forbids_to_move_threads_costs_no_answer(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    spec = bundle.manifest.flavor("cpu-u8").image
+    session = OnnxRuntimeSession.open(bundle.read(spec.file), spec, 2)
+    monkeypatch.setattr(processors.os, "sched_setaffinity", forbidden)
+    (embedding,) = session.run({"image": np.zeros((1, 160, 160, 3), np.uint8)}, ("embedding",))
+    session.close()
+    assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-4)
+
+
 @pytest.mark.parametrize("there", [range(4)], indirect=True)
 def test_threads_wait_awake_only_where_each_has_processors_of_its_own(there: set[int], bundle: Bundle) -> None:
     del there

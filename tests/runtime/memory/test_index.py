@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,21 @@ def test_whatever_ids_are_left_both_graphs_have_their_share(
         assert shared is not None
         assert len(shared) == 1_000 // step
         assert [0.3 < len(part) / len(shared) < 0.7 for part in shared._parts] == [True, True]
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("large_rows", [50, 100_000])
+def test_callers_at_once_get_their_own_answers(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, rows: Rows, large_rows: int
+) -> None:
+    """From one graph and from several together."""
+    monkeypatch.setattr(index, "LARGE_ROWS", large_rows)
+    with Memory.open(folder, {"image": Space("a", 64)}, auto_compact=False) as memory:
+        memory.add([NewEntry("x", vectors={"image": row}) for row in rows(6_000, 64)])
+        memory.compact()
+        queries = rows(300, 64, seed=1)
+        alone = [memory.search("image", query, 5) for query in queries]
+        with ThreadPoolExecutor(6) as callers:
+            asked = [at for seed in range(6) for at in np.random.default_rng(seed).permutation(300).tolist()]
+            found = list(callers.map(lambda at: memory.search("image", queries[at], 5), asked))
+    assert [alone[at] for at in asked] == found
