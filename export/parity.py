@@ -137,12 +137,15 @@ class Embedder:
 
     def glimpsed(self, pictures: Sequence[Pixels]) -> Vectors:
         """Float32 [n, dim], as a glimpse embeds what is asked about."""
-        return self._seen(pictures, lambda eye, pixels: eye.glimpses(pixels)[0])
+        return self._seen(pictures, lambda eye, pixels: eye.glimpses(pixels)[0], glimpse=True)
 
-    def _seen(self, pictures: Sequence[Pixels], look: Callable[[Eye, Pixels], Look]) -> Vectors:
+    def _seen(
+        self, pictures: Sequence[Pixels], look: Callable[[Eye, Pixels], Look], *, glimpse: bool = False
+    ) -> Vectors:
         eye = self.eye()
+        shape = eye.glimpse if glimpse else eye.preprocess
         try:
-            return np.stack([look(eye, pixels).embedding for pixels in prepared(pictures, self.preprocess)])
+            return np.stack([look(eye, pixels).embedding for pixels in prepared(pictures, shape)])
         finally:
             eye.close()
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -20,7 +21,7 @@ from edge_ravlm.manifest import Closer
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
 from edge_ravlm.runtime.backends.choice import open_fastest, settle
-from edge_ravlm.runtime.closer import ATTENTION, EXTENT, Focus, cut_out, find, sized, together
+from edge_ravlm.runtime.closer import ATTENTION, EXTENT, Focus, cut_out, find, together
 
 MAX_QUESTION = 1_000
 """Longest question in characters; the tokenizer would cut a longer one in silence."""
@@ -63,12 +64,17 @@ class Eye:
         preprocess: of its whole pictures.
         closer: how it looks a second time; None where it does not.
         outputs: what of it is wanted beside the embedding: ``tokens`` and ``meaning``.
+
+    Attributes:
+        glimpse: of the small pictures that glimpses take; as ``preprocess`` where there is no closer look.
     """
 
     def __init__(
         self, session: Session, preprocess: Preprocess, closer: Closer | None, outputs: Sequence[str] = ()
     ) -> None:
         self._session, self.preprocess, self.closer = session, preprocess, closer
+        small = {} if closer is None else {"height": closer.side, "width": closer.side}
+        self.glimpse = msgspec.structs.replace(preprocess, **small)
         self._outputs = (EMBEDDING, *outputs, *((ATTENTION, EXTENT) if closer is not None else ()))
 
     def embed(self, pixels: Pixels) -> Vector:
@@ -83,16 +89,13 @@ class Eye:
     def glimpses(self, pixels: Pixels) -> list[Look]:
         """Looks in the closer look's size, at half the work; full ones where the bundle has no closer look.
 
-        They tell the states of a fixed view no worse: of 596 held-out pictures 0.992 were answered rightly, and 0.973
+        They tell the states of a fixed view no worse: of 596 held-out pictures 0.987 were answered rightly, and 0.973
         with full first looks (the starter's parity report; where these were not sure, both looked closer).
 
         Args:
-            pixels: uint8 [n, height, width, 3].
+            pixels: uint8 [n, height, width, 3] of ``glimpse``.
         """
-        if self.closer is None:
-            return self.looks(pixels)
-        small = np.concatenate([sized(one[None], self.closer.side) for one in pixels])
-        return [replace(look, glimpse=True) for look in self.looks(small)]
+        return [replace(look, glimpse=self.closer is not None) for look in self.looks(pixels)]
 
     def looks(self, pixels: Pixels) -> list[Look]:
         """The same of several pictures in one run, uint8 [n, height, width, 3].

@@ -51,12 +51,13 @@ class _Seen:
     """What is known of a region of a frame.
 
     Attributes:
-        pixels: the encoder's input.
+        small, pixels: the encoder's input for a glimpse, and for a full look.
         glimpse: what a glimpse showed, or one with a closer look.
         look: what a full look showed, or one with a closer look.
         encode_ms: what the first of these took, where nobody has paid for it yet.
     """
 
+    small: Pixels | None = None
     pixels: Pixels | None = None
     glimpse: Look | None = None
     look: Look | None = None
@@ -87,9 +88,13 @@ class Looking:
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
-    def pixels(self, frame: Frame, region: Region | None) -> Pixels:
-        """The encoder's input, uint8 [1, height, width, 3]; to be read only."""
+    def pixels(self, frame: Frame, region: Region | None, *, full: bool = False) -> Pixels:
+        """The encoder's input for a first look, or for a full one: uint8 [1, height, width, 3]; to be read only."""
         seen = self._seen(frame, region)
+        if self._glimpse and not full:
+            if seen.small is None:
+                seen.small = self._encoder.glimpse(frame, region)
+            return seen.small
         if seen.pixels is None:
             seen.pixels = self._encoder.preprocess(frame, region)
         return seen.pixels
@@ -111,10 +116,10 @@ class Looking:
 
     def look(self, frame: Frame, region: Region | None, deadline: Deadline, stage: str = "encode") -> Look:
         """The full look; its stage is left out where an answer before this one has paid for it."""
-        seen, pixels = self._seen(frame, region), self.pixels(frame, region)
+        seen = self._seen(frame, region)
         if seen.look is None:
             with deadline.stage(stage):
-                seen.look = self._encoder.look(pixels)
+                seen.look = self._encoder.look(self.pixels(frame, region, full=True))
         self._pay(seen, deadline)
         return seen.look
 
@@ -134,7 +139,7 @@ class Looking:
         if look.focus is None or region is not None or not deadline.fits("second_look", *AFTER_LOOKING):
             return look
         with deadline.stage("second_look"):
-            closer = self._encoder.closer_look(self.pixels(frame, region), look)
+            closer = self._encoder.closer_look(self.pixels(frame, region, full=True), look)
         seen = self._seen(frame, region)
         if look.glimpse:
             seen.glimpse = closer
@@ -159,10 +164,10 @@ class Looking:
             For each number of TOGETHER that this model takes: the time of a picture, as a share of its time alone.
         """
         self._encoder.settle()
-        height, width = self._encoder.preprocess.height, self._encoder.preprocess.width
+        one = (self._encoder.glimpse if self._glimpse else self._encoder.preprocess).buffer()
         shares: dict[int, float] = {}
         for number in TOGETHER:
-            pixels = np.zeros((number, height, width, 3), np.uint8)
+            pixels = np.zeros((number, *one.shape[1:]), np.uint8)
             try:
                 spent = [(self._spent_ms(pixels), self._spent_ms(pixels[:1])) for _ in range(_TURNS)]
             except EdgeRavlmError as error:  # an engine for one picture at a time

@@ -228,7 +228,7 @@ class Ravlm:
         deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at, self._paces)
         standing = self._stand(frame, check_question(question), region, where, hops if generator else 0)
         with deadline.stage("preprocess"):
-            pixels = self._looking.pixels(frame, region)
+            pixels = self._looking.pixels(frame, region, full=generator is not None)
 
         def answer(version: int) -> Answer:
             standing.refresh(version)
@@ -276,7 +276,7 @@ class Ravlm:
         """Whether something moved since the last answer; False too where ``ask`` will say what is wrong."""
         try:
             standing = self._stand(asked.frame, check_question(asked.question), asked.region, asked.where, asked.hops)
-            pixels = self._looking.pixels(asked.frame, asked.region)
+            pixels = self._looking.pixels(asked.frame, asked.region, full=asked.hops > 0)
         except EdgeRavlmError:
             return False
         known = standing.pixels if standing.version == self.memory.version and not asked.fresh else None

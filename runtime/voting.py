@@ -23,7 +23,8 @@ class Ballot:
         vectors: float32 [n, d], unit length.
         centre: float32 [d], the mean of the answers' means: what all of them show alike.
         centred: float32 [n, d], vectors minus centre, unit length.
-        answers: how many different answers there are.
+        firsts, seconds: int64 [answers], where the best and the second best entry of each answer stand once all entries
+            are sorted by answer, best first; the same place for an answer with one entry.
     """
 
     ids: NDArray[np.int64]
@@ -31,7 +32,8 @@ class Ballot:
     vectors: Vectors
     centre: Vectors
     centred: Vectors
-    answers: int
+    firsts: NDArray[np.int64]
+    seconds: NDArray[np.int64]
 
     @classmethod
     def of(cls, ids: Sequence[int], answers: Sequence[str], vectors: Vectors) -> Ballot:
@@ -41,14 +43,22 @@ class Ballot:
         # With one answer there is nothing to tell apart, and its own mean would cancel what it shows.
         centre = np.mean(means, axis=0) if len(names) > 1 else np.zeros(vectors.shape[1], np.float32)
         centred = unit(vectors - centre)
+        ends = np.bincount(labels).cumsum()
+        firsts = np.concatenate([[0], ends[:-1]])
         return cls(
             np.asarray(ids, np.int64),
             labels.astype(np.int64),
             vectors,
             centre.astype(np.float32),
             centred.astype(np.float32),
-            len(names),
+            firsts,
+            np.minimum(firsts + 1, ends - 1),
         )
+
+    @property
+    def answers(self) -> int:
+        """How many different answers there are."""
+        return len(self.firsts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +82,8 @@ def vote(query: Vectors, ballot: Ballot, rules: Answering) -> Vote:
     """Vote of the entries, each weighted by its centred cosine to the picture.
 
     Entries of a fixed camera share most of what they show; subtracting their common centre leaves what differs
-    (Wang et al. 2019, "SimpleShot", arXiv:1911.04623). Each answer speaks through its best entries, so that an answer
-    taught often does not win for that alone.
+    (Wang et al. 2019, "SimpleShot", arXiv:1911.04623). Each answer speaks through its two best entries, so that an
+    answer taught often does not win for that alone, and one lucky neighbour weighs less than two that agree.
 
     Args:
         query: float32 [d], unit length.
@@ -85,12 +95,12 @@ def vote(query: Vectors, ballot: Ballot, rules: Answering) -> Vote:
     if ballot.answers == 1:
         return Vote(int(scores.argmax()), _closeness(nearest, rules), nearest, scores)
     centred = ballot.centred @ unit(query - ballot.centre)
-    support = np.array([_best(centred[ballot.labels == label]) for label in range(ballot.answers)])
-    shares = np.exp(rules.sharpness * (support - support.max()))
+    order = np.lexsort((-centred, ballot.labels))
+    best, second = order[ballot.firsts], order[ballot.seconds]
+    support = ((centred[best] + centred[second]) / 2).astype(np.float64)
     label = int(support.argmax())
-    members = np.flatnonzero(ballot.labels == label)
-    winner = int(members[centred[members].argmax()])
-    return Vote(winner, float(shares[label] / shares.sum()), nearest, scores)
+    shares = np.exp(rules.sharpness * (support - support[label]))
+    return Vote(int(best[label]), float(1 / shares.sum()), nearest, scores)
 
 
 def is_sure(outcome: Vote, rules: Answering, *, glimpse: bool = False) -> bool:
@@ -103,11 +113,6 @@ def unit(vectors: Vectors) -> Vectors:
     """Scale to unit length along the last axis; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
-
-
-def _best(centred: Vectors, count: int = 2) -> float:
-    """Mean of the ``count`` highest: one lucky neighbour weighs less than two that agree."""
-    return float(np.sort(centred)[-count:].mean())
 
 
 def _closeness(nearest: float, rules: Answering) -> float:

@@ -71,7 +71,10 @@ class Watcher:
         self._processors = processors
         self._lanes: dict[str, Lane] = {}
         self._turns, self._guard = Turns(), _Guard()
-        self._changed, self._telling = threading.Condition(), threading.Lock()
+        # Two wait for news of the same lanes; a frame is none for the deadlines where they will wake before its own.
+        lock, self._telling = threading.RLock(), threading.Lock()
+        self._changed, self._sooner = threading.Condition(lock), threading.Condition(lock)
+        self._awaited = 0.0
         self._stopping = self._draining = False
         self._busy = 0
         self.faults: deque[str] = deque(maxlen=32)
@@ -107,7 +110,7 @@ class Watcher:
                             lane.pending[watch.name] = kept
                 lanes[camera] = lane
             self._lanes = lanes
-            self._changed.notify_all()
+            self._wake_all()
 
     def offer(self, camera: str, frame: Frame, moved: Container[str] = ()) -> None:
         """A camera captured a frame; returns at once.
@@ -120,7 +123,8 @@ class Watcher:
         with self._changed:
             lane = self._lanes.get(camera)
             if lane is not None and not self._stopping and lane.arrive(frame, moved):
-                self._changed.notify_all()
+                self._changed.notify()
+                self._wake_before(lane)
 
     def forget(self, camera: str) -> None:
         """What was seen there last is no longer shown: nothing of it is held."""
@@ -162,7 +166,7 @@ class Watcher:
         with self._changed:
             self._draining = drain
             self._stopping = True
-            self._changed.notify_all()
+            self._wake_all()
         for thread in self._threads:
             thread.join()
         with self._changed:  # what an error left without an answer of its own
@@ -186,7 +190,8 @@ class Watcher:
                     self._turns.spent(lane, shared_ms + (time.perf_counter() - began) * 1e3)
             with self._changed:
                 self._busy -= 1
-                self._changed.notify_all()
+                if self._stopping:
+                    self._wake_all()
 
     def _next(self) -> list[_Work]:
         """Whose turn it is, with those who are next if they may be prepared together; nothing at the end."""
@@ -230,6 +235,7 @@ class Watcher:
             with self._changed:
                 pending = lane.pending.get(watch.name)
                 told = list(pending.answered(found, time.monotonic())) if pending is not None else []
+                self._wake_before(lane)  # a first answer: from now on there is something to hold
             self._say(told)
 
     # -- deadlines ---------------------------------------------------------------------------------------------
@@ -244,6 +250,15 @@ class Watcher:
                         self._guard.acted(now - awaited)
                     told = [one for lane in self._lanes.values() for one in lane.expired(now, self._guard.s)]
                 self._say(told)
+
+    def _wake_before(self, lane: Lane) -> None:
+        """See to it that the deadlines are looked at before the next one of a lane."""
+        if lane.next_hold(self._guard.s) < self._awaited:
+            self._sooner.notify()
+
+    def _wake_all(self) -> None:
+        self._changed.notify_all()
+        self._sooner.notify()
 
     def _await_deadline(self) -> float | None:
         """Sleep until one is near.
@@ -261,8 +276,8 @@ class Watcher:
                 now = time.monotonic()
                 if at <= now:
                     return at if at == awaited else 0.0
-                awaited = at
-                self._changed.wait(min(at - now, _IDLE_S))
+                self._awaited = awaited = at
+                self._sooner.wait(min(at - now, _IDLE_S))
 
     def _say(self, told: Sequence[Told]) -> None:
         for one in told:

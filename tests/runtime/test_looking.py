@@ -51,6 +51,7 @@ class Counting:
 
 @pytest.fixture
 def counting(ravlm: Ravlm) -> Iterator[Counting]:
+    ravlm.settle()  # the decoder, which comes later, tries the encoder out
     counted = Counting(ravlm._image)
     yield counted
     counted.restore()

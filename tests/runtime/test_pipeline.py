@@ -97,6 +97,7 @@ def test_a_glimpse_that_is_sure_is_enough(glimpse_above: float, enough: bool, ya
     assert closer is not None
     full, small = bundle.manifest.preprocess.height, closer.side
     with load(bundle, threads=1, budget_ms=60_000) as ravlm:
+        ravlm.settle()  # the decoder, which comes later, tries the encoder out
         for picture, text in ((yard.closed, CLOSED), (yard.open, OPEN)):
             ravlm.remember(picture, text)
             ravlm.remember(picture, text, region=yard.gate)

@@ -12,6 +12,7 @@ import pytest
 from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer, Latency, Level
+from edge_ravlm.runtime.watching import watcher as watching
 from edge_ravlm.runtime.watching.lanes import Told, Watch
 from edge_ravlm.runtime.watching.watcher import Watcher, _Guard
 
@@ -89,6 +90,24 @@ def test_a_deadline_holds_while_an_answer_takes_its_time() -> None:
         assert not ask.open.acquire(blocking=False)
         ask.open.release()
     assert len(told.all) == 2, "what came too late is not given again"
+
+
+def test_a_sooner_deadline_is_kept_while_a_later_one_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_IDLE_S", 10 * PATIENCE_S)  # whoever is not woken sleeps on
+    told, ask = Ears(), Gate()
+    with Watcher(ask, [Watch("drive", "drive", LONG), Watch("gate", "yard", 50.0)], told) as watcher:
+        for camera in ("drive", "yard"):
+            watcher.offer(camera, frame(0))
+            ask.await_entry()
+            ask.open.release()
+        told.wait(2)
+        watcher.offer("drive", frame(1))
+        ask.await_entry()  # from now on nobody has time to look
+        watcher.offer("yard", frame(1))
+        held = told.wait(3)[2]
+        assert (held.watch, held.index, held.answer.level) == ("gate", 1, Level.HELD)
+        ask.open.release()
+        ask.open.release()
 
 
 def test_an_answer_that_came_too_late_is_the_one_that_is_held_next() -> None:
