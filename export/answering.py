@@ -62,6 +62,7 @@ class Seen:
         foreign: float32 [m, d].
         glanced: float32 [n, d], what the first look alone makes of those asked about.
         glimpsed: float32 [n, d], what a glimpse makes of them.
+        followed: float32 [n, d], what a glimpse and the closer look after it do.
     """
 
     ballot: Ballot
@@ -70,6 +71,7 @@ class Seen:
     foreign: Vectors
     glanced: Vectors
     glimpsed: Vectors
+    followed: Vectors
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -115,6 +117,9 @@ class Embeds(Protocol):
 
     def glimpsed(self, pictures: Sequence[Pixels], /) -> Vectors:
         """The same at a glimpse; at first look where there is none."""
+
+    def followed(self, pictures: Sequence[Pixels], /) -> Vectors:
+        """The same at a glimpse and the closer look after it."""
 
 
 def see(tasks: Sequence[Task], encoder: Embeds) -> list[Seen]:
@@ -216,7 +221,8 @@ def _see(task: Task, encoder: Embeds) -> Seen:
     pictures = [picture for picture, _ in task.asked]
     ballot = Ballot.of(range(len(states)), states, taught)
     asked, foreign = encoder.asked(pictures), encoder.asked(task.foreign)
-    return Seen(ballot, asked, truth, foreign, encoder.glanced(pictures), encoder.glimpsed(pictures))
+    first = encoder.glanced(pictures), encoder.glimpsed(pictures), encoder.followed(pictures)
+    return Seen(ballot, asked, truth, foreign, *first)
 
 
 def _votes(
@@ -238,10 +244,10 @@ def _said(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """``_graded`` of the first look where that is sure and of the closer one elsewhere, and which is elsewhere."""
     glimpse = rules.glimpse_above < 1
-    looks = task.glimpsed if glimpse else task.glanced
+    looks, closer_looks = (task.glimpsed, task.followed) if glimpse else (task.glanced, task.asked)
     votes = (vote(query, task.ballot, rules) for query in looks)
     closer = np.array([not is_sure(one, rules, glimpse=glimpse) for one in votes], bool)
-    first, second = _graded(replace(task, asked=looks), rules), _graded(task, rules)
+    first, second = (_graded(replace(task, asked=vectors), rules) for vectors in (looks, closer_looks))
     right, sure, near = (np.where(closer, *looks) for looks in zip(second, first, strict=True))
     return right, sure, near, closer
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.export.answering import Quality, answers, see
 from edge_ravlm.export.judging import JudgeSet, prepared
-from edge_ravlm.frames import Pixels
+from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.manifest import Answering, Closer, Model
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
@@ -125,27 +125,28 @@ class Embedder:
 
     def studied(self, pictures: Sequence[Pixels]) -> Vectors:
         """Float32 [n, dim], as what is taught is embedded."""
-        return self._seen(pictures, lambda eye, pixels: eye.study(pixels))
+        return self._seen(pictures, lambda eye, frame: eye.study(frame))
 
     def asked(self, pictures: Sequence[Pixels]) -> Vectors:
         """Float32 [n, dim], as what is asked about is embedded."""
-        return self._seen(pictures, lambda eye, pixels: eye.closer_look(pixels))
+        return self._seen(pictures, lambda eye, frame: eye.closer_look(frame))
 
     def glanced(self, pictures: Sequence[Pixels]) -> Vectors:
         """Float32 [n, dim], as a first look embeds what is asked about."""
-        return self._seen(pictures, lambda eye, pixels: eye.look(pixels))
+        return self._seen(pictures, lambda eye, frame: eye.look(eye.preprocess(frame)))
 
     def glimpsed(self, pictures: Sequence[Pixels]) -> Vectors:
         """Float32 [n, dim], as a glimpse embeds what is asked about."""
-        return self._seen(pictures, lambda eye, pixels: eye.glimpses(pixels)[0], glimpse=True)
+        return self._seen(pictures, lambda eye, frame: eye.glimpses(eye.glimpse(frame))[0])
 
-    def _seen(
-        self, pictures: Sequence[Pixels], look: Callable[[Eye, Pixels], Look], *, glimpse: bool = False
-    ) -> Vectors:
+    def followed(self, pictures: Sequence[Pixels]) -> Vectors:
+        """Float32 [n, dim], as a glimpse and the closer look after it embed what is asked about."""
+        return self._seen(pictures, lambda eye, frame: eye.closer_look(frame, eye.glimpses(eye.glimpse(frame))[0]))
+
+    def _seen(self, pictures: Sequence[Pixels], look: Callable[[Eye, Frame], Look]) -> Vectors:
         eye = self.eye()
-        shape = eye.glimpse if glimpse else eye.preprocess
         try:
-            return np.stack([look(eye, pixels).embedding for pixels in prepared(pictures, shape)])
+            return np.stack([look(eye, Frame(picture)).embedding for picture in pictures])
         finally:
             eye.close()
 

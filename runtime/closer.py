@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Closer
 from edge_ravlm.preprocess import Preprocess
 
@@ -58,26 +58,19 @@ def find(closer: Closer, shape: Preprocess, attention: NDArray[np.float32], exte
     return Focus(gain_x * x + shift_x, gain_y * y + shift_y, extent)
 
 
-def cut_out(pixels: Pixels, focus: Focus, margin: float, side: int) -> Pixels:
-    """The part of an encoder's input that shows the thing, uint8 [1, side, side, 3].
+def cut_out(picture: Pixels, focus: Focus, margin: float) -> Pixels:
+    """The part of a picture that shows the thing.
 
     Args:
-        pixels: uint8 [1, h, w, 3].
+        picture: uint8 [h, w, 3].
         focus: where to look.
         margin: sides of the part, as a multiple of the thing's.
-        side: pixels.
     """
-    picture = pixels[0]
     share = min(max(margin * focus.extent, _LEAST), _MOST)
-    height, width = (int(share * length) for length in picture.shape[:2])
+    height, width = (max(1, int(share * length)) for length in picture.shape[:2])
     top = int(min(max(focus.y * picture.shape[0] - height / 2, 0), picture.shape[0] - height))
     left = int(min(max(focus.x * picture.shape[1] - width / 2, 0), picture.shape[1] - width))
-    return sized(picture[None, top : top + height, left : left + width], side)
-
-
-def sized(pixels: Pixels, side: int) -> Pixels:
-    """An encoder's input, or a part of it, uint8 [1, h, w, 3], in another size, uint8 [1, side, side, 3]."""
-    return Preprocess(height=side, width=side)(Frame(pixels[0]))
+    return picture[top : top + height, left : left + width]
 
 
 def together(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

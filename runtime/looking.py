@@ -139,7 +139,7 @@ class Looking:
         if look.focus is None or region is not None or not deadline.fits("second_look", *AFTER_LOOKING):
             return look
         with deadline.stage("second_look"):
-            closer = self._encoder.closer_look(self.pixels(frame, region, full=True), look)
+            closer = self._encoder.closer_look(frame, look)
         seen = self._seen(frame, region)
         if look.glimpse:
             seen.glimpse = closer

@@ -48,8 +48,8 @@ class Searcher:
             # A memory that was made without the field, and may not be written, has none.
             found.append({field: words for field in ("text", "meaning") if field in self._memory.spaces})
         if picture is not None:
-            pixels = self._image.preprocess(Frame.of(picture), region)
-            look = self._image.study(pixels) if region is None else self._image.look(pixels)
+            frame, encoder = Frame.of(picture), self._image
+            look = encoder.study(frame) if region is None else encoder.look(encoder.preprocess(frame, region))
             found.append({"image": look.embedding} if of == "image" else {"text": self._meaning(look)})
         return found
 

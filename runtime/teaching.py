@@ -59,9 +59,10 @@ class Teacher:
         vectors = {} if untold else {"text": self._text.embed([text])[0]}
         if picture is None:
             return replace(entry, vectors=vectors)
-        pixels = self._image.preprocess(Frame.of(picture), region)
+        frame = Frame.of(picture)
+        pixels = self._image.preprocess(frame, region)
         # Who gives a region has said where to look.
-        look = self._image.study(pixels) if region is None else self._image.look(pixels)
+        look = self._image.study(frame) if region is None else self._image.look(pixels)
         vectors["image"] = look.embedding
         if look.meaning is not None:
             vectors["meaning"] = look.meaning

@@ -170,7 +170,8 @@ def closer_view(scene: Pixels, corners: NDArray[np.float32], closer: CloserViews
     x, y = (low + high) / 2 + rng.uniform(-closer.off, closer.off, 2) * extent
     margin = float(np.exp(rng.uniform(*np.log(closer.margin))))
     whole = Preprocess(height=closer.whole, width=closer.whole)(Frame(scene))
-    return np.asarray(cut_out(whole, Focus(float(x), float(y), extent), margin, closer.side)[0], np.uint8)
+    part = cut_out(whole[0], Focus(float(x), float(y), extent), margin)
+    return np.asarray(Preprocess(height=closer.side, width=closer.side)(Frame(part))[0], np.uint8)
 
 
 def _is_closer(step: int) -> bool:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.frames import Frame, Pixels
-from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder, Generated
 from edge_ravlm.runtime.fusion.layout import Passage
@@ -47,13 +46,10 @@ class Look(Protocol):
 class Eyes(Protocol):
     """The image encoder."""
 
-    @property
-    def preprocess(self) -> Preprocess: ...  # noqa: D102
+    def closer_look(self, frame: Frame, /) -> Look:
+        """Encode what is asked about; called from several threads."""
 
-    def closer_look(self, pixels: Pixels, /) -> Look:
-        """Encode what is asked about, uint8 [1, height, width, 3]; called from several threads."""
-
-    def study(self, pixels: Pixels, /) -> Look:
+    def study(self, frame: Frame, /) -> Look:
         """Encode what is taught."""
 
 
@@ -139,7 +135,7 @@ class Subject:
             taught: whether they are to be remembered, instead of asked about.
         """
         look = self.eyes.study if taught else self.eyes.closer_look
-        return on_all_cores(lambda index: look(self.eyes.preprocess(Frame(picture(index)))), range(pictures), bar, what)
+        return on_all_cores(lambda index: look(Frame(picture(index))), range(pictures), bar, what)
 
 
 class BundleReader:

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ravlm.export.data.datasets import Part, Thing
-from edge_ravlm.export.judging import prepared
-from edge_ravlm.frames import Pixels
+from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.runtime.encoders import Eye
 
 Done = Callable[[int, int], None]
@@ -38,8 +37,8 @@ class Seen:
 def see(pictures: Sequence[Pixels], eye: Eye, done: Done | None = None) -> Seen:
     """Encode pictures, uint8 [h, w, 3] BGR."""
     asked, cells = [], []
-    for number, pixels in enumerate(prepared(pictures, eye.preprocess), start=1):
-        look = eye.closer_look(pixels)
+    for number, picture in enumerate(pictures, start=1):
+        look = eye.closer_look(Frame(picture))
         asked.append(look.embedding.astype(np.float16))
         cells.append(look.cells[0].astype(np.float16))
         if done is not None:
@@ -77,7 +76,7 @@ def make_bank(part: Part[T], views: int, eye: Eye, seed: int, done: Done | None 
 
     def seen(row: int) -> tuple[NDArray[np.float16], Seen]:
         scenes = [part.scene(row, np.random.default_rng((seed, row, view))) for view in range(views)]
-        taught = [eye.study(pixels).embedding for pixels in prepared(scenes, eye.preprocess)]
+        taught = [eye.study(Frame(scene)).embedding for scene in scenes]
         return np.stack(taught).astype(np.float16), see(scenes, eye)
 
     found, count = list[tuple[NDArray[np.float16], Seen]](), len(part.things)

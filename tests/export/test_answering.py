@@ -35,7 +35,7 @@ def task(rng: np.random.Generator, noise: float, blur: float | None = None) -> S
     ballot = Ballot.of(range(8), names, np.float32([vector for vector, _ in taught]))
     asked, foreign = np.float32([draw(int(s)) for s in truth]), np.float32(unit(rng.normal(size=(2, DIM))))
     glanced = asked if blur is None else np.float32([draw(int(s), blur) for s in truth])
-    return Seen(ballot, asked, truth, foreign, glanced, glanced)
+    return Seen(ballot, asked, truth, foreign, glanced, glanced, asked)
 
 
 def texts(rng: np.random.Generator) -> TextPairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from edge_ravlm.export.data.scenes import Material
 from edge_ravlm.export.quantize.cpu_u8 import quantize
 from edge_ravlm.export.students.closer import CloserSettings, Fitted, fit, with_closer
 from edge_ravlm.export.students.image import ImageStudent
-from edge_ravlm.frames import Pixels
+from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.manifest import Closer, Model
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import open_session
@@ -118,17 +119,41 @@ def test_a_second_look_and_a_study_are_sums_of_looks(
     shape, pixels = Preprocess(height=32, width=32), small_pictures[0]
     plain = Eye(open_session(model, Model(file="x"), 1), shape, None, ("tokens",))
     eye = Eye(open_session(model, Model(file="x"), 1), shape, small_fit.constants, ("tokens",))
-    first, second, studied = eye.look(pixels), eye.closer_look(pixels), eye.study(pixels)
+    frame = Frame(pixels[0])
+    first, second, studied = eye.look(pixels), eye.closer_look(frame), eye.study(frame)
     assert plain.look(pixels).focus is None
-    for look in (plain.look(pixels), plain.closer_look(pixels), plain.study(pixels), first):
+    for look in (plain.look(pixels), plain.closer_look(frame), plain.study(frame), first):
         np.testing.assert_array_equal(look.embedding, eye.embed(pixels))
-    np.testing.assert_array_equal(second.embedding, eye.closer_look(pixels, first).embedding)
+    np.testing.assert_array_equal(second.embedding, eye.closer_look(frame, first).embedding)
     np.testing.assert_array_equal(second.cells, first.cells)
     for look in (second, studied):
         assert float(np.linalg.norm(look.embedding)) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(second.embedding, first.embedding, atol=1e-3)
     assert not np.allclose(studied.embedding, second.embedding, atol=1e-4)
     plain.close()
+    eye.close()
+
+
+def test_a_closer_look_sees_what_the_first_one_could_not(small_graph: onnx.ModelProto, small_fit: Fitted) -> None:
+    """A chequered frame is plain grey in the encoder's size."""
+    session, seen = open_session(with_closer(small_graph, small_fit).SerializeToString(), Model(file="x"), 1), []
+
+    class Noting:
+        name = session.name
+
+        def run(self, feeds: Any, outputs: Any) -> Any:
+            seen.append(feeds["image"])
+            return session.run(feeds, outputs)
+
+        def close(self) -> None:
+            session.close()
+
+    fine = Frame(np.where(np.indices((64, 64)).sum(axis=0)[..., None] % 2, 255, np.zeros(3)).astype(np.uint8))
+    eye = Eye(Noting(), Preprocess(height=32, width=32), small_fit.constants)
+    eye.closer_look(fine)
+    first, second = (int(np.ptp(pixels)) for pixels in seen)
+    assert first <= 2
+    assert second > 50
     eye.close()
 
 

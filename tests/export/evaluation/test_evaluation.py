@@ -29,8 +29,7 @@ from edge_ravlm.export.evaluation.report import report_files
 from edge_ravlm.export.evaluation.show_once import Showing, judge
 from edge_ravlm.export.evaluation.subject import Episode, Reader, Reply, Subject
 from edge_ravlm.export.evaluation.suites import easy_vqa, text_to_image
-from edge_ravlm.frames import Pixels
-from edge_ravlm.preprocess import Preprocess
+from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.runtime.encoders import Look
 from edge_ravlm.runtime.memory import Space
 
@@ -49,15 +48,13 @@ class Flat(Part[Sign]):
 class Eyes:
     """Every tone looks in a direction of its own, or all in the same one."""
 
-    preprocess = Preprocess(height=8, width=8)
-
     def __init__(self, sharp: bool = True) -> None:
         self.sharp = sharp
 
-    def look(self, pixels: Pixels) -> Look:
-        embedding = np.zeros(DIM, np.float32)
-        embedding[pixels[0, 0, 0, 0] if self.sharp else 0] = 1
-        return Look(embedding, np.full((1, 2, 3), pixels[0, 0, 0, 0], np.float32), embedding)
+    def look(self, frame: Frame) -> Look:
+        embedding, tone = np.zeros(DIM, np.float32), frame.pixels[0, 0, 0]
+        embedding[tone if self.sharp else 0] = 1
+        return Look(embedding, np.full((1, 2, 3), tone, np.float32), embedding)
 
     closer_look = study = look
 
