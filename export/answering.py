@@ -81,7 +81,7 @@ class Quality(msgspec.Struct, frozen=True):
         accuracy: of the pictures asked about, abstentions counted as wrong.
         abstained: share of answerable pictures without an answer.
         wrong: share of answerable pictures with a wrong answer.
-        foreign_abstained: share of pictures of other views that were recognised as such.
+        foreign_abstained: share of pictures of other views without an answer.
         calibration_error: expected calibration error over ten bins of confidence.
         questions_answered: share of questions that find the memory that talks about their thing.
         unrelated_silenced: share of questions about other things that find none.
@@ -150,13 +150,13 @@ def judge(tasks: Sequence[Seen], texts: TextPairs, rules: Answering) -> Quality:
     """Apply the rules as the runtime does and count."""
     graded = (_said(task, rules) for task in tasks)
     rights, sures, nears, closer = (np.concatenate(parts) for parts in zip(*graded, strict=True))
-    strange = np.concatenate([_votes(task.foreign, task, rules)[2] for task in tasks])
+    strange = np.concatenate([answers(replace(task, asked=task.foreign), rules) for task in tasks])
     given = (sures >= rules.abstain_below) & (nears >= rules.image_floor)
     return Quality(
         accuracy=_share(rights & given),
         abstained=_share(~given),
         wrong=_share(~rights & given),
-        foreign_abstained=_share(strange < rules.image_floor),
+        foreign_abstained=_share(strange < 0),
         calibration_error=calibration_error(sures, rights),
         questions_answered=_share(texts.related >= rules.text_floor),
         unrelated_silenced=_share(texts.unrelated < rules.text_floor),

@@ -153,7 +153,7 @@ def _scenes(recipe: Recipe) -> Gathered:
     return Gathered(
         training=_things_training(recipe) if with_things else ComposedScenes(train, seed=recipe.seed),
         calibration=[calibration[int(i)] for i in chosen],
-        fitting=state_tasks(train, 60, _FIT_SEED),
+        fitting=state_tasks(train, 200, _FIT_SEED),
         judging=judge_set(held_out, each=4, tasks=60, seed=_JUDGE_SEED),
         sources=tuple(package_source(name) for name in (*SCENE_PACKAGES, *(THING_PACKAGES if with_things else ()))),
     )

@@ -21,7 +21,7 @@ REGION_TAG = "region"
 OPEN_QUESTIONS = ("what is this?", "what do you see?", "what is shown here?", "which one is this?", "describe this")
 """Questions that name nothing: they are about the picture itself, so any memory in scope may answer them."""
 
-_TEXT_ARM, _IMAGE_ARM = 256, 64
+_TEXT_ARM, IMAGE_ARM = 256, 64
 """How many memories each retrieval brings. The image arm is only needed when the text arm is full."""
 
 Vector = NDArray[np.float32]
@@ -148,7 +148,7 @@ def _loners(memory: Memory, ids: Sequence[int], rules: Answering) -> list[int]:
 
 def with_neighbours(memory: Memory, topic: Topic, picture: Vector, rules: Answering) -> Topic:
     """The topic plus this picture's nearest memories that are on it too."""
-    hits = memory.search("image", picture, _IMAGE_ARM, topic.scope)
+    hits = memory.search("image", picture, IMAGE_ARM, topic.scope)
     near = [hit.id for hit in hits if hit.id not in topic.entries]
     if topic.name is None:
         near = [entry.id for entry in memory.get(near) if entry.text]  # a picture of which nothing is said has no say

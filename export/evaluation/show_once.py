@@ -33,7 +33,10 @@ from edge_ravlm.export.evaluation.subject import (
     cells_of,
     on_all_cores,
 )
+from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.fusion.layout import Passage
+from edge_ravlm.runtime.questions import IMAGE_ARM
+from edge_ravlm.runtime.voting import Ballot, vote
 
 CAPTIONED = 0.25
 """Share of the entries that hold a description instead of a name or meaning."""
@@ -152,6 +155,7 @@ def judge(
     with shelved(subject, notes) as shelf:
         figures, counts = _ranked(shelf, views, siblings, bar)
         floors = {name: k / len(notes) for name in figures for k in (1, 5) if f"recall{k}_" in name}
+        figures |= _voted(views["heldout"], pictures, siblings, subject.rules)
         if subject.reader is None:
             return Outcome(suite, subject.name, figures, counts, floors, remarks=[UNREAD])
         queries = _queries(views["heldout"], told, extent.questions, seed)
@@ -233,6 +237,33 @@ def _ranked(
             ]
             figures["average_precision"] = float(np.mean(precisions))
     return figures, {f"scenes_{name}": len(seen) for name, seen in views.items()}
+
+
+def _voted(
+    views: Sequence[View], pictures: Sequence[Floats], siblings: Sequence[frozenset[int]], rules: Answering
+) -> dict[str, float]:
+    """What the vote says where nothing but the picture tells which entries it is about, as of "what is this?"."""
+    shown = np.stack(pictures)
+
+    def said_of(view: View, gone: frozenset[int] = frozenset()) -> int | None:
+        """A row; None where it abstains."""
+        likeness = shown @ view.look.embedding
+        likeness[list(gone)] = -1
+        near = np.argsort(-likeness, kind="stable")[: min(IMAGE_ARM, len(shown) - len(gone))].tolist()
+        if not near:
+            return None
+        ballot = Ballot.of(near, [str(min(siblings[row])) for row in near], shown[near])
+        outcome = vote(view.look.embedding, ballot, rules)
+        sure = outcome.nearest >= rules.image_floor and outcome.confidence >= rules.abstain_below
+        return near[outcome.winner] if sure else None
+
+    said_all = [(view, said_of(view)) for view in views]
+    answered = [row in siblings[view.row] for view, row in said_all if row is not None]
+    found = {
+        "vote_answers": len(answered) / len(views),
+        "vote_abstains_when_removed": float(np.mean([said_of(view, siblings[view.row]) is None for view in views])),
+    }
+    return {**found, "vote_right": float(np.mean(answered))} if answered else found
 
 
 def _queries(views: Sequence[View], told: Sequence[Told], most: int, seed: int) -> list[Query]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder, Generated
 from edge_ravlm.runtime.fusion.layout import Passage
@@ -111,6 +112,7 @@ class Subject:
     Attributes:
         name: for the report.
         reader: None where the bundle has no decoder.
+        rules: of the vote.
         has_meaning: whether pictures can be compared with texts.
     """
 
@@ -120,6 +122,7 @@ class Subject:
     reader: Reader | None
     image_space: Space
     text_space: Space
+    rules: Answering
     has_meaning: bool = False
 
     def see(
@@ -191,6 +194,7 @@ def opened(bundle: Bundle, flavor: str) -> Iterator[Subject]:
             reader,
             Space(manifest.image_space.id, manifest.image_space.dim),
             Space(manifest.text_space.id, manifest.text_space.dim),
+            manifest.answering,
             manifest.meaning_space is not None,
         )
 

@@ -30,12 +30,14 @@ from edge_ravlm.export.evaluation.show_once import Showing, judge
 from edge_ravlm.export.evaluation.subject import Episode, Reader, Reply, Subject
 from edge_ravlm.export.evaluation.suites import easy_vqa, text_to_image
 from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.encoders import Look
 from edge_ravlm.runtime.memory import Space
 
 pytestmark = pytest.mark.export
 
 DIM = 64
+RULES = Answering(image_floor=0.3, text_floor=0.3, sibling_floor=0.5, sharpness=10.0, abstain_below=0.6)
 
 
 class Flat(Part[Sign]):
@@ -135,7 +137,7 @@ def worded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def subject(reader: Reader | None = None, *, sharp: bool = True, has_meaning: bool = False) -> Subject:
-    return Subject("fake", Eyes(sharp), Letters(), reader, Space("i", DIM), Space("t", DIM), has_meaning)
+    return Subject("fake", Eyes(sharp), Letters(), reader, Space("i", DIM), Space("t", DIM), RULES, has_meaning)
 
 
 def sign(number: int, meaning: str, design: str) -> Sign:
@@ -171,6 +173,9 @@ def test_sharp_eyes_find_everything_and_nothing_is_read_without_a_decoder(worded
         "show_once_recall5_heldout": 1,
         "show_once_recall1_seen": 1,
         "show_once_recall5_seen": 1,
+        "vote_answers": 1,
+        "vote_right": 1,
+        "vote_abstains_when_removed": 1,
     }
     assert outcome.floors["show_once_recall1_heldout"] == 0.1
     assert outcome.floors["show_once_recall5_heldout"] == 0.5
@@ -185,6 +190,8 @@ def test_ranks_and_precision_are_counted_where_all_looks_alike(worded: None) -> 
     assert figures["show_once_recall5_heldout"] == 0.5
     assert figures["show_once_recall1_seen"] == 0  # rows 3 and 4
     assert figures["show_once_recall5_seen"] == 1
+    assert figures["vote_answers"] == 0, "nobody leads"
+    assert "vote_right" not in figures
     # Rows 0 and 1 mean the same, and so do 4 and 5.
     assert figures["average_precision"] == pytest.approx(((1 + 1) / 2 + (1 / 5 + 2 / 6) / 2) / 2)
 
