@@ -222,8 +222,8 @@ class VideoSource:
     def retrieve(self) -> Pixels:
         """Decode and convert; FFmpeg has decoded in ``grab`` already, except JPEGs."""
         try:
-            into = None if self._jpegs else self._buffers.free()
-            ok, picture = self._capture.retrieve(into) if self._capture else (False, None)
+            into = self._buffers.free()
+            ok, picture = self._capture.retrieve(None if self._jpegs else into) if self._capture else (False, None)
             if ok and self._jpegs and picture is not None:
                 picture = cv2.imdecode(picture, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error as error:
@@ -231,7 +231,11 @@ class VideoSource:
         if not ok or picture is None:
             raise _undecodable("nothing")
         pixels = as_bgr(np.asarray(picture))
-        if pixels is picture and not self._jpegs:
+        if self._jpegs and into is not None and into.shape == pixels.shape:
+            # OpenCV decodes into memory of its own; what is freed at once leaves no holes that grow.
+            np.copyto(into, pixels)
+            return into
+        if pixels is picture:
             self._buffers.keep(pixels)
         return pixels
 

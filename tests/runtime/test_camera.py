@@ -176,8 +176,9 @@ def test_frames_stay_the_callers(clip: Path) -> None:
     assert not np.shares_memory(first.pixels, second.pixels)
 
 
-def test_pictures_are_written_over_once_nobody_holds_a_part_of_them(tmp_path: Path) -> None:
-    path = film(tmp_path / "clip.mp4", codec="mp4v")
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "mp4v"), ("avi", "MJPG")])
+def test_pictures_are_written_over_once_nobody_holds_a_part_of_them(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = film(tmp_path / f"clip.{suffix}", codec=codec)
     places, corners = list[int](), list[np.ndarray]()
     with open_camera(path) as camera:
         for frame in camera.frames():
