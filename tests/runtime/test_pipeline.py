@@ -68,6 +68,22 @@ def test_evidence_is_a_few_memories_of_the_winning_answer_best_first(ravlm: Ravl
     assert [evidence.id for evidence in answer.evidence] == ids[:3]
 
 
+def test_forty_things_that_were_shown_once_are_told_apart_and_a_stranger_is_none_of_them(ravlm: Ravlm) -> None:
+    def picture(thing: int, moment: int) -> Any:
+        size = (2 + thing % 4, 2 + thing % 5, 3)
+        blots = np.random.default_rng(thing).integers(0, 256, size).astype(np.uint8)
+        noise = np.random.default_rng((thing, moment)).normal(10 * moment, 5, (240, 320, 3))
+        whole = cv2.resize(blots, (320, 240), interpolation=cv2.INTER_CUBIC)
+        return np.clip(whole + noise, 0, 255).astype(np.uint8)
+
+    for thing in range(40):
+        ravlm.remember(picture(thing, 0), f"this is blot {thing}", answer=f"blot {thing}")
+    said = [ravlm.ask(picture(thing, 1), "what is this?").text for thing in range(40)]
+    assert sum(text == f"blot {thing}" for thing, text in enumerate(said)) >= 26
+    assert sum(text not in (UNKNOWN, f"blot {thing}") for thing, text in enumerate(said)) <= 2
+    assert ravlm.ask(np.zeros((240, 320, 3), np.uint8), "what is this?").text == UNKNOWN
+
+
 @pytest.mark.parametrize(("sure_above", "looks"), [(0.0, 1), (1.0, 2)])
 def test_a_first_look_that_is_sure_is_enough(sure_above: float, looks: int, yard: Any, strange: Any) -> None:
     bundle = Bundle.open("starter")
