@@ -7,6 +7,7 @@ libraries have the same interface, and the same code drives both.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 import time
@@ -139,6 +140,23 @@ def builds(
         )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage meanwhile.
+
+    The library writes to its log, which is Python's, with a lock of its own held. A collection that began there found a
+    builder of before, whose end takes the same lock, and never ended.
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class Library:
     """TensorRT or TensorRT-RTX, as a target needs it."""
 
@@ -169,6 +187,7 @@ class Library:
         turing = tuple(c for c in wanted if int(c.partition(".")[0]) < 8)
         return [group for group in (turing, tuple(c for c in wanted if c not in turing)) if group]
 
+    @_uncollected()
     def build(
         self, model: bytes, what: str, capabilities: tuple[str, ...], batch: Batch, progress: Progress
     ) -> tuple[bytes, tuple[TensorInfo, ...]]:

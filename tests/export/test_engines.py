@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -141,6 +142,17 @@ def test_turing_gets_an_engine_of_its_own(model: bytes, rtx: Target) -> None:
     found = build(model, FILE, both)
     assert [engine.compute_capabilities for engine, _ in found] == [("7.5",), ("8.9",)]
     assert len({engine.file for engine, _ in found}) == 2
+
+
+def test_nothing_is_collected_while_the_library_holds_its_lock(model: bytes, rtx: Target) -> None:
+    """A builder of before that a collection ends then waits for that lock for good."""
+    seen: set[bool] = set()
+    build(model, FILE, rtx, progress=lambda *_: seen.add(gc.isenabled()))
+    assert seen == {False}
+    assert gc.isenabled()
+    with pytest.raises(EngineError):
+        build(b"no model", FILE, rtx)
+    assert gc.isenabled()
 
 
 def test_a_model_for_one_batch_size_is_built_for_that_one(model: bytes, rtx: Target) -> None:
