@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -52,26 +52,29 @@ too."""
 
 
 @dataclass(frozen=True)
+class Looks:
+    """What pictures that are asked about look like, float32 [n, d] each; see ``Embeds``."""
+
+    asked: Vectors
+    glanced: Vectors
+    glimpsed: Vectors
+    followed: Vectors
+
+
+@dataclass(frozen=True)
 class Seen:
     """A task's vectors.
 
     Attributes:
         ballot: the taught pictures; their labels are the states.
-        asked: float32 [n, d].
-        truth: int64 [n].
-        foreign: float32 [m, d].
-        glanced: float32 [n, d], what the first look alone makes of those asked about.
-        glimpsed: float32 [n, d], what a glimpse makes of them.
-        followed: float32 [n, d], what a glimpse and the closer look after it do.
+        own, truth: of the view's pictures, and int64 [n], their states.
+        foreign: of the pictures of other views.
     """
 
     ballot: Ballot
-    asked: Vectors
+    own: Looks
     truth: NDArray[np.int64]
-    foreign: Vectors
-    glanced: Vectors
-    glimpsed: Vectors
-    followed: Vectors
+    foreign: Looks
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -130,8 +133,8 @@ def see(tasks: Sequence[Task], encoder: Embeds) -> list[Seen]:
 def fit(tasks: Sequence[Seen], texts: TextPairs) -> Answering:
     """Fit the constants on tasks and texts that nothing is judged on."""
     start = Answering(image_floor=-1.0, text_floor=0.0, sibling_floor=0.0, sharpness=1.0, abstain_below=0.0)
-    nearest = np.concatenate([_votes(task.asked, task, start)[2] for task in tasks])
-    strange = np.concatenate([_votes(task.foreign, task, start)[2] for task in tasks])
+    nearest = np.concatenate([_votes(task.own.asked, task, start)[2] for task in tasks])
+    strange = np.concatenate([_votes(task.foreign.asked, task, start)[2] for task in tasks])
     image_floor = _floor(nearest, strange, FOREIGN_KEPT)
     sharpness = min(np.geomspace(2, 60, 40), key=lambda value: _surprise(tasks, float(value)))
     rules = msgspec.structs.replace(
@@ -142,21 +145,21 @@ def fit(tasks: Sequence[Seen], texts: TextPairs) -> Answering:
         sibling_floor=_split(texts.siblings, texts.strangers),
     )
     rules = msgspec.structs.replace(rules, abstain_below=_abstain_below(tasks, rules))
-    firsts = {"sure_above": [task.glanced for task in tasks], "glimpse_above": [task.glimpsed for task in tasks]}
+    firsts = {"sure_above": [t.own.glanced for t in tasks], "glimpse_above": [t.own.glimpsed for t in tasks]}
     return msgspec.structs.replace(rules, **{name: _sure_above(tasks, rules, first) for name, first in firsts.items()})
 
 
 def judge(tasks: Sequence[Seen], texts: TextPairs, rules: Answering) -> Quality:
     """Apply the rules as the runtime does and count."""
-    graded = (_said(task, rules) for task in tasks)
-    rights, sures, nears, closer = (np.concatenate(parts) for parts in zip(*graded, strict=True))
-    strange = np.concatenate([answers(replace(task, asked=task.foreign), rules) for task in tasks])
-    given = (sures >= rules.abstain_below) & (nears >= rules.image_floor)
+    said = [(task, *_said(task.own, task, rules)) for task in tasks]
+    rights = np.concatenate([labels == task.truth for task, labels, *_ in said])
+    sures, given, closer = (np.concatenate(parts) for parts in list(zip(*said, strict=True))[2:])
+    strange = np.concatenate([_said(task.foreign, task, rules)[2] for task in tasks])
     return Quality(
         accuracy=_share(rights & given),
         abstained=_share(~given),
         wrong=_share(~rights & given),
-        foreign_abstained=_share(strange < 0),
+        foreign_abstained=_share(~strange),
         calibration_error=calibration_error(sures, rights),
         questions_answered=_share(texts.related >= rules.text_floor),
         unrelated_silenced=_share(texts.unrelated < rules.text_floor),
@@ -209,8 +212,8 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_],
 
 
 def answers(task: Seen, rules: Answering) -> NDArray[np.int64]:
-    """What the runtime would say to each picture asked about: a state, or -1 for "I don't know"."""
-    labels, sures, nears = _votes(task.asked, task, rules)
+    """What closer looks at the view's pictures bring: a state, or -1 for "I don't know"."""
+    labels, sures, nears = _votes(task.own.asked, task, rules)
     return np.where((sures >= rules.abstain_below) & (nears >= rules.image_floor), labels, -1)
 
 
@@ -218,11 +221,12 @@ def _see(task: Task, encoder: Embeds) -> Seen:
     taught = encoder.studied([picture for picture, _ in task.taught])
     states = [f"{state:03d}" for _, state in task.taught]  # ballots number their answers in sorted order
     truth = np.array([state for _, state in task.asked], np.int64)
-    pictures = [picture for picture, _ in task.asked]
     ballot = Ballot.of(range(len(states)), states, taught)
-    asked, foreign = encoder.asked(pictures), encoder.asked(task.foreign)
-    first = encoder.glanced(pictures), encoder.glimpsed(pictures), encoder.followed(pictures)
-    return Seen(ballot, asked, truth, foreign, *first)
+    own, foreign = (
+        Looks(*(look(pictures) for look in (encoder.asked, encoder.glanced, encoder.glimpsed, encoder.followed)))
+        for pictures in ([picture for picture, _ in task.asked], task.foreign)
+    )
+    return Seen(ballot, own, truth, foreign)
 
 
 def _votes(
@@ -234,28 +238,29 @@ def _votes(
     return labels, np.array([v.confidence for v in votes]), np.array([v.nearest for v in votes])
 
 
-def _graded(task: Seen, rules: Answering) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    labels, sures, nears = _votes(task.asked, task, rules)
+def _graded(
+    queries: Vectors, task: Seen, rules: Answering
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    labels, sures, nears = _votes(queries, task, rules)
     return labels == task.truth, sures, nears
 
 
 def _said(
-    task: Seen, rules: Answering
-) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """``_graded`` of the first look where that is sure and of the closer one elsewhere, and which is elsewhere."""
+    looks: Looks, task: Seen, rules: Answering
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Per picture the state it is taken for, its probability, whether that is said, and whether a closer look was."""
     glimpse = rules.glimpse_above < 1
-    looks, closer_looks = (task.glimpsed, task.followed) if glimpse else (task.glanced, task.asked)
-    votes = (vote(query, task.ballot, rules) for query in looks)
+    at_first, after = (looks.glimpsed, looks.followed) if glimpse else (looks.glanced, looks.asked)
+    votes = (vote(query, task.ballot, rules) for query in at_first)
     closer = np.array([not is_sure(one, rules, glimpse=glimpse) for one in votes], bool)
-    first, second = (_graded(replace(task, asked=vectors), rules) for vectors in (looks, closer_looks))
-    right, sure, near = (np.where(closer, *looks) for looks in zip(second, first, strict=True))
-    return right, sure, near, closer
+    labels, sures, nears = _votes(np.where(closer[:, None], after, at_first), task, rules)
+    return labels, sures, (sures >= rules.abstain_below) & (nears >= rules.image_floor), closer
 
 
 def _surprise(tasks: Sequence[Seen], sharpness: float) -> float:
     """Negative log-likelihood of right-or-wrong under the winners' probabilities."""
     rules = Answering(image_floor=-1.0, text_floor=0, sibling_floor=0, sharpness=sharpness, abstain_below=0)
-    graded = [_graded(task, rules) for task in tasks]
+    graded = [_graded(task.own.asked, task, rules) for task in tasks]
     right = np.concatenate([part[0] for part in graded])
     sure = np.concatenate([part[1] for part in graded]).clip(1e-6, 1 - 1e-6)
     return float(-np.where(right, np.log(sure), np.log(1 - sure)).mean())
@@ -263,7 +268,8 @@ def _surprise(tasks: Sequence[Seen], sharpness: float) -> float:
 
 def _abstain_below(tasks: Sequence[Seen], rules: Answering) -> float:
     """The lowest confidence at which at most RISK of the answers given are wrong, or MOST_ABSTAINED is reached."""
-    right, sure, _ = (np.concatenate(parts) for parts in zip(*(_graded(t, rules) for t in tasks), strict=True))
+    graded = (_graded(task.own.asked, task, rules) for task in tasks)
+    right, sure, _ = (np.concatenate(parts) for parts in zip(*graded, strict=True))
     most = float(np.quantile(sure, MOST_ABSTAINED))
     for threshold in np.arange(EVENS, max(EVENS, most) + 1e-9, 0.005):
         if _share(~right[sure >= threshold]) <= RISK:
@@ -280,14 +286,15 @@ def _sure_above(tasks: Sequence[Seen], rules: Answering, looks: Sequence[Vectors
         looks: of each task, float32 [n, d].
     """
 
-    def wrong(tasks: Sequence[Seen]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def wrong(looks: Sequence[Vectors]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Which get a wrong answer, and how sure of it one is; -1 where it is not given for want of likeness."""
-        right, sure, near = (np.concatenate(parts) for parts in zip(*(_graded(t, rules) for t in tasks), strict=True))
+        graded = (_graded(looked, task, rules) for looked, task in zip(looks, tasks, strict=True))
+        right, sure, near = (np.concatenate(parts) for parts in zip(*graded, strict=True))
         sure = np.where(near >= rules.image_floor, sure, -1.0)
         return ~right & (sure >= rules.abstain_below), sure
 
-    closer, _ = wrong(tasks)
-    first, sure = wrong([replace(task, asked=looked) for task, looked in zip(tasks, looks, strict=True)])
+    closer, _ = wrong([task.own.asked for task in tasks])
+    first, sure = wrong(looks)
     for threshold in np.arange(max(EVENS, rules.abstain_below), 1.0, 0.005):
         chosen = sure >= threshold
         if chosen.any() and _share(first[chosen]) <= _share(closer[chosen]) + SURE_LOSS:

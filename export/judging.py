@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge_ravlm.export.data.scenes import Material, background, object_scene, paste, weather
 from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.preprocess import Preprocess
+from edge_ravlm.runtime.voting import FEW
 
 SMALL, LARGE = (0.2, 0.45), (0.35, 0.7)
 """Sizes of what changes in a task, as shares of the picture's side."""
@@ -81,11 +82,11 @@ def state_tasks(material: Material, count: int, seed: int) -> list[Task]:
 
 
 def state_task(material: Material, rng: np.random.Generator, states: int | None = None) -> Task:
-    """A view in which something is there or not, or one of two or three things stands in the same place.
+    """A view in which something is there or not, or one of two to FEW things stands in the same place.
 
     In a third of the pictures something unrelated stands elsewhere in the view as well.
     """
-    states = int(rng.integers(2, 4)) if states is None else states
+    states = int(rng.integers(2, FEW + 1)) if states is None else states
     view = background(material, rng)
     size = SMALL if rng.random() < 0.5 else LARGE
     place = int(rng.integers(2**31))
@@ -129,7 +130,7 @@ def judge_folder(
 
 
 def _telling_apart(pictures: Sequence[Pixels], rng: np.random.Generator) -> Task:
-    states = int(rng.integers(2, 4))
+    states = int(rng.integers(2, FEW + 1))
     *views, foreign = (pictures[int(i)] for i in rng.choice(len(pictures), states + 1, replace=False))
     taught = [(_seen_again(view, rng), state) for state, view in enumerate(views) for _ in range(4)]
     asked = [(_seen_again(view, rng), state) for state, view in enumerate(views) for _ in range(4)]

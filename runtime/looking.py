@@ -39,11 +39,13 @@ class View:
     Attributes:
         frame, region: of it.
         by: when the answer has to be there, ``time.monotonic()`` seconds.
+        glimpse: whether a glimpse is enough at first.
     """
 
     frame: Frame
     region: Region | None
     by: float
+    glimpse: bool = False
 
 
 @dataclass
@@ -76,22 +78,25 @@ class Looking:
     Args:
         encoder: looks; whoever made it closes it.
         paces: of the stages ``encode`` and ``second_look``, and of ``encode_N`` for N pictures at once.
-        glimpse: whether first looks are glimpses.
+        glimpse: whether glimpses are taken where they may be enough.
+
+    Attributes:
+        glimpses: whether they are, and the bundle has any.
     """
 
     def __init__(self, encoder: ImageEncoder, paces: Paces, *, glimpse: bool = False) -> None:
         self._encoder, self._paces = encoder, paces
-        self._glimpse = glimpse and encoder.closer is not None
+        self.glimpses = glimpse and encoder.closer is not None
         paces.start("encode", encoder.warm_ms)
         paces.start("second_look", encoder.warm_ms)  # it is the smaller of the two
         self._numbers: tuple[int, ...] = ()
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
-    def pixels(self, frame: Frame, region: Region | None, *, full: bool = False) -> Pixels:
-        """The encoder's input for a first look, or for a full one: uint8 [1, height, width, 3]; to be read only."""
+    def pixels(self, frame: Frame, region: Region | None, *, glimpse: bool = False) -> Pixels:
+        """The encoder's input for a full look, or for a glimpse: uint8 [1, height, width, 3]; to be read only."""
         seen = self._seen(frame, region)
-        if self._glimpse and not full:
+        if glimpse:
             if seen.small is None:
                 seen.small = self._encoder.glimpse(frame, region)
             return seen.small
@@ -99,16 +104,16 @@ class Looking:
             seen.pixels = self._encoder.preprocess(frame, region)
         return seen.pixels
 
-    def first(self, frame: Frame, region: Region | None, deadline: Deadline) -> Look:
-        """A glimpse, where glimpses are taken and nothing better is there already; else the full look.
+    def first(self, frame: Frame, region: Region | None, deadline: Deadline, *, glimpse: bool) -> Look:
+        """A glimpse, where that is enough at first and nothing better is there already; else the full look.
 
         Its stage is ``encode``, which is left out where an answer before this one has paid for it.
         """
         seen = self._seen(frame, region)
-        if not self._glimpse or seen.look is not None:
+        if not glimpse or seen.look is not None:
             return self.look(frame, region, deadline)
         if seen.glimpse is None:
-            pixels = self.pixels(frame, region)
+            pixels = self.pixels(frame, region, glimpse=True)
             with deadline.stage("encode"):
                 (seen.glimpse,) = self._encoder.glimpses(pixels)
         self._pay(seen, deadline)
@@ -119,7 +124,7 @@ class Looking:
         seen = self._seen(frame, region)
         if seen.look is None:
             with deadline.stage(stage):
-                seen.look = self._encoder.look(self.pixels(frame, region, full=True))
+                seen.look = self._encoder.look(self.pixels(frame, region))
         self._pay(seen, deadline)
         return seen.look
 
@@ -158,13 +163,13 @@ class Looking:
     def learn_together(self) -> dict[int, float]:
         """Find out how many pictures are looked at quicker in one run than one by one; takes some tenths of a second.
 
-        Until then, ``together`` does nothing.
+        Of glimpses, where there are any: full looks are then taken one by one. Until then, ``together`` does nothing.
 
         Returns:
             For each number of TOGETHER that this model takes: the time of a picture, as a share of its time alone.
         """
         self._encoder.settle()
-        one = (self._encoder.glimpse if self._glimpse else self._encoder.preprocess).buffer()
+        one = (self._encoder.glimpse if self.glimpses else self._encoder.preprocess).buffer()
         shares: dict[int, float] = {}
         for number in TOGETHER:
             pixels = np.zeros((number, *one.shape[1:]), np.uint8)
@@ -185,7 +190,7 @@ class Looking:
             How many of the views, from the first on, are known now.
         """
         different = list({(id(view.frame), view.region): view for view in views}.values())
-        while len(unknown := [view for view in different if not self._known(view)]) > 1:
+        while len(unknown := [v for v in different if v.glimpse == self.glimpses and not self._known(v)]) > 1:
             number = next((n for n in self._numbers if n <= len(unknown) and self._fit(unknown[:n])), 0)
             if not number:
                 break
@@ -194,7 +199,7 @@ class Looking:
 
     def _known(self, view: View) -> bool:
         seen = self._seen(view.frame, view.region)
-        return seen.look is not None or (self._glimpse and seen.glimpse is not None)
+        return seen.look is not None or (view.glimpse and seen.glimpse is not None)
 
     def _fit(self, views: Sequence[View]) -> bool:
         """Whether all would most likely be answered in time if they were looked at in one run now."""
@@ -203,7 +208,7 @@ class Looking:
         return (min(view.by for view in views) - time.monotonic()) * 1e3 >= needed_ms
 
     def _look_at(self, views: Sequence[View]) -> None:
-        pixels = np.concatenate([self.pixels(view.frame, view.region) for view in views])
+        pixels = np.concatenate([self.pixels(view.frame, view.region, glimpse=view.glimpse) for view in views])
         began = time.perf_counter()
         with self._paces[f"encode_{len(views)}"].run():
             looks = self._run(pixels)
@@ -218,7 +223,7 @@ class Looking:
 
     def _run(self, pixels: Pixels) -> list[Look]:
         """First looks at several pictures."""
-        return self._encoder.glimpses(pixels) if self._glimpse else self._encoder.looks(pixels)
+        return self._encoder.glimpses(pixels) if self.glimpses else self._encoder.looks(pixels)
 
     def _spent_ms(self, pixels: Pixels) -> float:
         began = time.perf_counter()

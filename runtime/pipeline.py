@@ -227,17 +227,18 @@ class Ravlm:
         frame = Frame.of(picture)
         deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at, self._paces)
         standing = self._stand(frame, check_question(question), region, where, hops if generator else 0)
-        with deadline.stage("preprocess"):
-            pixels = self._looking.pixels(frame, region, full=generator is not None)
 
         def answer(version: int) -> Answer:
             standing.refresh(version)
+            glimpse = generator is None and self._looking.glimpses and self._topic(standing, deadline).few
+            with deadline.stage("preprocess"):
+                pixels = self._looking.pixels(frame, region, glimpse=glimpse)
             earlier = None if fresh else self._earlier(standing, frame, pixels, deadline, hold)
             if earlier is not None:
                 return earlier
             found = None
             if generator is None:
-                look = self._looking.first(frame, region, deadline)
+                look = self._looking.first(frame, region, deadline, glimpse=glimpse)
             else:
                 look = self._looking.look(frame, region, deadline)
                 look = self._looking.closer(frame, region, look, deadline)
@@ -266,21 +267,22 @@ class Ravlm:
         views: list[View | None] = []
         for one in asked:
             budget_ms = self.budget_ms if one.budget_ms is None else one.budget_ms
-            by = one.frame.captured_at + budget_ms / 1e3
-            views.append(View(one.frame, one.region, by) if self._needs_look(one) else None)
+            views.append(self._view(one, one.frame.captured_at + budget_ms / 1e3))
         known = self._looking.together([view for view in views if view is not None])
         waiting = (number for number, view in enumerate(views) if view is not None)
         return next(islice(waiting, known, None), len(views))
 
-    def _needs_look(self, asked: Asked) -> bool:
-        """Whether something moved since the last answer; False too where ``ask`` will say what is wrong."""
+    def _view(self, asked: Asked, by: float) -> View | None:
+        """What to look at; None where nothing moved since the last answer, or where ``ask`` will say what is wrong."""
         try:
             standing = self._stand(asked.frame, check_question(asked.question), asked.region, asked.where, asked.hops)
-            pixels = self._looking.pixels(asked.frame, asked.region, full=asked.hops > 0)
+            glimpse = self._looking.glimpses and asked.hops == 0 and standing.may_be_few
+            pixels = self._looking.pixels(asked.frame, asked.region, glimpse=glimpse)
         except EdgeRavlmError:
-            return False
+            return None
         known = standing.pixels if standing.version == self.memory.version and not asked.fresh else None
-        return known is None or not is_still(known, pixels)
+        still = known is not None and is_still(known, pixels)
+        return None if still else View(asked.frame, asked.region, by, glimpse)
 
     def learn_together(self) -> dict[int, float]:
         """See ``Looking.learn_together``: for those who will ``look_ahead``."""
@@ -325,14 +327,19 @@ class Ravlm:
         """Whether a new answer would come late while the last one is still in time."""
         return deadline.left_ms() > 0 and not deadline.fits("encode", *AFTER_LOOKING)
 
-    def _answer(self, standing: Standing, look: Look, frame: Frame, deadline: Deadline) -> tuple[Answer, bool]:
-        """The answer, and whether a closer look would not change it."""
-        with deadline.stage("search"):
-            if standing.topic is None:
+    def _topic(self, standing: Standing, deadline: Deadline) -> Topic:
+        """What talks about the question; sought once for each state of the memory."""
+        if standing.topic is None:
+            with deadline.stage("search"):
                 question = self._text.embed_question(standing.question)
                 openness = float((self._open_questions @ question).max())
                 standing.topic = find_topic(self.memory, question, openness, standing.scope, self._rules)
-            topic = standing.topic
+        return standing.topic
+
+    def _answer(self, standing: Standing, look: Look, frame: Frame, deadline: Deadline) -> tuple[Answer, bool]:
+        """The answer, and whether a closer look would not change it."""
+        topic = self._topic(standing, deadline)
+        with deadline.stage("search"):
             if topic.crowded:
                 topic = with_neighbours(self.memory, topic, look.embedding, self._rules)
         with deadline.stage("vote"):

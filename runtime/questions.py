@@ -13,7 +13,7 @@ from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.memory import Entry, Memory, Where
-from edge_ravlm.runtime.voting import Ballot
+from edge_ravlm.runtime.voting import FEW, Ballot
 
 REGION_TAG = "region"
 """The tag that holds the name of the region an entry was taught in."""
@@ -50,6 +50,11 @@ class Topic:
     crowded: bool = False
     silence: str = ""
 
+    @property
+    def few(self) -> bool:
+        """Whether there are so few answers to tell apart that a glimpse may do."""
+        return not self.crowded and (self.ballot is None or self.ballot.answers <= FEW)
+
 
 @dataclass
 class Standing:
@@ -85,6 +90,12 @@ class Standing:
         so that a machine that is always too slow, or was slow for a moment, looks again.
         """
         return frame.index >= 0 and frame.source == self.source and not self.holding
+
+    @property
+    def may_be_few(self) -> bool:
+        """Whether it is not known yet that there are many answers to tell apart."""
+        topic = self.topic
+        return topic is None or topic.few
 
     def refresh(self, version: int) -> None:
         """Forget what an older memory said."""

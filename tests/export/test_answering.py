@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_ravlm.export import answering
-from edge_ravlm.export.answering import FOREIGN_KEPT, Seen, TextPairs, calibration_error, fit, judge, text_pairs
+from edge_ravlm.export.answering import FOREIGN_KEPT, Looks, Seen, TextPairs, calibration_error, fit, judge, text_pairs
 from edge_ravlm.export.data.corpus import Topic, topics
 from edge_ravlm.runtime.voting import Ballot, unit
 
@@ -35,7 +35,7 @@ def task(rng: np.random.Generator, noise: float, blur: float | None = None) -> S
     ballot = Ballot.of(range(8), names, np.float32([vector for vector, _ in taught]))
     asked, foreign = np.float32([draw(int(s)) for s in truth]), np.float32(unit(rng.normal(size=(2, DIM))))
     glanced = asked if blur is None else np.float32([draw(int(s), blur) for s in truth])
-    return Seen(ballot, asked, truth, foreign, glanced, glanced, asked)
+    return Seen(ballot, Looks(asked, glanced, glanced, asked), truth, Looks(*[foreign] * 4))
 
 
 def texts(rng: np.random.Generator) -> TextPairs:
@@ -82,9 +82,9 @@ def test_a_first_look_or_a_glimpse_is_enough_where_it_is_sure(name: str, off: di
 def test_looks_that_are_never_right_are_never_enough() -> None:
     rng = np.random.default_rng(0)
     tasks = [task(rng, 0.3) for _ in range(20)]
-    upside_down = [one.asked[::-1] for one in tasks]
-    glanced = [replace(one, glanced=looks) for one, looks in zip(tasks, upside_down, strict=True)]
-    glimpsed = [replace(one, glimpsed=looks) for one, looks in zip(tasks, upside_down, strict=True)]
+    upside_down = [one.own.asked[::-1] for one in tasks]
+    glanced = [replace(one, own=replace(one.own, glanced=it)) for one, it in zip(tasks, upside_down, strict=True)]
+    glimpsed = [replace(one, own=replace(one.own, glimpsed=it)) for one, it in zip(tasks, upside_down, strict=True)]
     for seen, useless, good in ((glanced, "sure_above", "glimpse_above"), (glimpsed, "glimpse_above", "sure_above")):
         rules = fit(seen, texts(rng))
         assert getattr(rules, useless) == 1.0
@@ -96,8 +96,19 @@ def test_answers_are_states_or_minus_one() -> None:
     rules = fit([task(rng, 0.3) for _ in range(30)], texts(rng))
     seen = task(rng, 0.3)
     assert (answering.answers(seen, rules) == seen.truth).mean() > 0.9
-    opposite = replace(seen, asked=-seen.asked)
+    opposite = replace(seen, own=replace(seen.own, asked=-seen.own.asked))
     assert set(answering.answers(opposite, rules).tolist()) == {-1}
+
+
+def test_other_views_are_judged_as_they_are_looked_at() -> None:
+    """A glimpse that is sure of a strange view answers it, whatever a closer look would have said."""
+    rng = np.random.default_rng(3)
+    rules = fit([task(rng, 0.3) for _ in range(30)], texts(rng))
+    seen = [task(rng, 0.3) for _ in range(10)]
+    opposite = [replace(one, foreign=Looks(*[-one.own.asked] * 4)) for one in seen]
+    mistaken = [replace(one, foreign=replace(one.foreign, glimpsed=one.own.asked[:2])) for one in seen]
+    assert judge(opposite, texts(rng), rules).foreign_abstained == 1.0
+    assert judge(mistaken, texts(rng), rules).foreign_abstained < 0.2
 
 
 def test_calibration_error_is_the_gap_between_saying_and_being() -> None:

@@ -141,6 +141,9 @@ def test_a_glimpse_that_is_sure_is_enough(glimpse_above: float, enough: bool, ya
         assert not sizes(frame), "one frame is looked at once"
         assert sizes(frame, generate=True) == [full, small], "the decoder reads full looks"
         assert not sizes(frame, generate=True)
+        for name in ("red", "green"):
+            ravlm.remember(strange, f"the gate is {name}")
+        assert sizes(yard.open_later)[0] == full, "many answers are told apart in full"
 
 
 def test_before_teaching_it_does_not_know(ravlm: Ravlm, yard: Any) -> None:
