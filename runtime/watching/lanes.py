@@ -37,6 +37,7 @@ class Watch:
         every_ms: least time between two frames that it is asked about; 0 asks about every frame.
         priority: share of the machine, relative to others', where there is too little for all.
         on_motion: whether it is due only where something moved, which the camera's frames come with.
+        asked: what is asked; with another one it is another watch, of which nothing is known yet.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Watch:
     every_ms: float = 0.0
     priority: float = 1.0
     on_motion: bool = False
+    asked: object = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,21 @@ class Told:
 
 @dataclass
 class Pending:
-    """One watch between frames: what is due, and what was found last."""
+    """One watch between frames: what is due, what was found last, and whether something moved since it was due."""
 
     watch: Watch
     due: deque[Due] = field(default_factory=deque)
     last: Found | None = None
     next_at: float = float("-inf")
     thinned: int = 0
+    moved: bool = True
 
     def arrive(self, frame: Frame, *, moved: bool = True) -> bool:
         """Whether the watch is due on this frame."""
-        if frame.captured_at < self.next_at or (self.watch.on_motion and not moved):
+        self.moved |= moved  # what moves in a pause is looked at after it
+        if frame.captured_at < self.next_at or (self.watch.on_motion and not self.moved):
             return False
+        self.moved = False
         self.next_at = frame.captured_at + self.watch.every_ms / 1e3
         if len(self.due) == MOST_DUE:
             self.due.popleft()
@@ -131,10 +136,6 @@ class Pending:
         while self.last is not None and self.due and self.due[0].hold_at(guard_s) <= now:
             yield _told(self.due.popleft(), self.last, now, held=True)
 
-    def forget(self) -> None:
-        """The memory or the picture is another one: what was found says nothing any more."""
-        self.last = None
-
 
 class Lane:
     """A camera's frames and watches.
@@ -150,10 +151,24 @@ class Lane:
 
     def __init__(self, camera: str, watches: Sequence[Watch]) -> None:
         self.camera = camera
-        self.pending = {watch.name: Pending(watch) for watch in watches}
+        self.pending: dict[str, Pending] = {}
         self.served_ms, self.replaced = 0.0, 0
         self._slot: Frame | None = None
         self._wanted: set[str] = set()
+        self.watch(watches)
+
+    def watch(self, watches: Sequence[Watch]) -> None:
+        """Replace its watches; one that stays the same keeps what it knows."""
+        kept = {name: pending for name, pending in self.pending.items() if pending.watch in watches}
+        self.pending = {watch.name: kept.get(watch.name) or Pending(watch) for watch in watches}
+
+    def anew(self) -> Lane:
+        """The same watches, which know nothing yet, of a camera that shows something else now."""
+        lane = Lane(self.camera, [pending.watch for pending in self.pending.values()])
+        lane.served_ms, lane.replaced = self.served_ms, self.replaced
+        for name, pending in self.pending.items():
+            lane.pending[name].thinned = pending.thinned
+        return lane
 
     @property
     def priority(self) -> float:

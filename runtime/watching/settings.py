@@ -153,7 +153,7 @@ class AppSettings(_Strict, frozen=True):
     def watch(self, of: WatchSettings) -> Watch:
         """What of a watch concerns its deadlines."""
         budget_ms = self.budget_ms if of.budget_ms is None else of.budget_ms
-        return Watch(of.name, of.camera, budget_ms, of.every_ms, of.priority, of.on_motion)
+        return Watch(of.name, of.camera, budget_ms, of.every_ms, of.priority, of.on_motion, of)
 
 
 def read_app(path: Path) -> AppSettings:

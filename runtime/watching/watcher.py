@@ -99,17 +99,9 @@ class Watcher:
         if len(set(names)) < len(names):
             raise UsageError("watches", expected="names that differ", got=", ".join(sorted(names)), do="rename one")
         with self._changed:
-            lanes = {}
+            self._lanes = {camera: self._lanes.get(camera) or Lane(camera, ()) for camera in by_camera}
             for camera, of in by_camera.items():
-                lane, old = Lane(camera, of), self._lanes.get(camera)
-                if old is not None:
-                    lane.served_ms, lane.replaced = old.served_ms, old.replaced
-                    for watch in of:
-                        kept = old.pending.get(watch.name)
-                        if kept is not None and kept.watch == watch:
-                            lane.pending[watch.name] = kept
-                lanes[camera] = lane
-            self._lanes = lanes
+                self._lanes[camera].watch(of)
             self._wake_all()
 
     def offer(self, camera: str, frame: Frame, moved: Container[str] = ()) -> None:
@@ -127,11 +119,18 @@ class Watcher:
                 self._wake_before(lane)
 
     def forget(self, camera: str) -> None:
-        """What was seen there last is no longer shown: nothing of it is held."""
+        """What was seen there last is no longer shown: nothing of it is held, and what is due on it is let go."""
+        with self._changed:
+            if camera in self._lanes:
+                self._lanes[camera] = self._lanes[camera].anew()
+
+    def again(self, camera: str, watch: str) -> None:
+        """Ask a watch once more, even if nothing moves."""
         with self._changed:
             lane = self._lanes.get(camera)
-            for pending in lane.pending.values() if lane is not None else ():
-                pending.forget()
+            pending = lane.pending.get(watch) if lane is not None else None
+            if pending is not None:
+                pending.moved = True
 
     @property
     def waiting(self) -> int:
@@ -228,13 +227,16 @@ class Watcher:
         try:
             answer = self._ask(frame, watch)
         except Exception as error:  # whatever it is, the other watches go on
+            self.again(watch.camera, watch.name)
             self._fault(watch.name, error)
             return
         found = Found(answer, frame.index, frame.captured_at)
         with self._telling:
             with self._changed:
-                pending = lane.pending.get(watch.name)
-                told = list(pending.answered(found, time.monotonic())) if pending is not None else []
+                # A camera or a question that replaced this one meanwhile has to get an answer of its own.
+                pending = lane.pending.get(watch.name) if self._lanes.get(lane.camera) is lane else None
+                same = pending is not None and pending.watch == watch
+                told = list(pending.answered(found, time.monotonic())) if pending is not None and same else []
                 self._wake_before(lane)  # a first answer: from now on there is something to hold
             self._say(told)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ def found(index: int, at: float, text: str = "") -> Found:
     return Found(Answer(text or f"of {index}", 0.9, Level.RETRIEVED, (), latency, at), index, at)
 
 
-def watch(name: str = "gate", **settings_: float) -> Watch:
+def watch(name: str = "gate", **settings_: Any) -> Watch:
     return Watch(name, "yard", **{"budget_ms": 100.0, **settings_})
 
 
@@ -98,6 +100,20 @@ def test_a_watch_with_a_period_is_due_when_that_is_over() -> None:
     pending = Pending(watch(every_ms=1000.0))
     due = [index for index in range(40) if pending.arrive(frame(index, 10.0 + index / 10))]
     assert due == [0, 10, 20, 30]
+
+
+def test_what_moves_in_a_pause_is_looked_at_after_it() -> None:
+    pending = Pending(watch(every_ms=1000.0, on_motion=True))
+    due = [index for index in range(40) if pending.arrive(frame(index, 10.0 + index / 10), moved=index == 3)]
+    assert due == [0, 10]
+
+
+def test_a_watch_on_motion_is_asked_once_before_anything_moves() -> None:
+    lane = Lane("yard", [watch(on_motion=True, asked="is it open?")])
+    for index, question in enumerate(["is it open?"] * 3 + ["is it closed?"] * 2):  # another one is another watch
+        lane.watch([watch(on_motion=True, asked=question)])
+        lane.arrive(frame(index, 10.0 + index))
+        assert [due.index for due in lane.pending["gate"].due] == [0 if index < 3 else 3]
 
 
 def test_what_waits_is_bounded() -> None:

@@ -39,13 +39,14 @@ def test_a_short_file_says_the_rest_by_default(tmp_path: Path) -> None:
     app = read_app(written(tmp_path, GOOD))
     (watch,) = app.watches
     assert watch.looked_at == Region.box(40, 60, 200, 180, "door")
-    assert app.watch(watch) == Watch("garage", "drive", 40.0, every_ms=500.0)
+    assert app.watch(watch) == Watch("garage", "drive", 40.0, every_ms=500.0, asked=watch)
     assert app.sinks == (SinkSettings(kind="stdout", what="events"),)
 
 
 def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
     app = read_app(written(tmp_path, GOOD + "budget_ms = 70\npriority = 3\non_motion = true\n"))
-    assert app.watch(app.watches[0]) == Watch("garage", "drive", 70.0, 500.0, 3.0, on_motion=True)
+    (watch,) = app.watches
+    assert app.watch(watch) == Watch("garage", "drive", 70.0, 500.0, 3.0, on_motion=True, asked=watch)
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,72 @@ def test_after_a_change_of_picture_nothing_old_is_held() -> None:
     assert (late.answer.text, late.answer.level, late.is_late) == ("of 1", Level.RETRIEVED, True)
 
 
+def test_what_a_replaced_camera_showed_is_no_answer_about_the_new_one() -> None:
+    told, ask = Ears(), Gate()
+    with Watcher(ask, [Watch("gate", "yard", LONG)], told) as watcher:
+        watcher.offer("yard", frame(5000))
+        ask.await_entry()
+        watcher.forget("yard")
+        watcher.offer("yard", frame(0))  # the new one counts from 0
+        ask.open.release()
+        ask.await_entry()
+        ask.open.release()
+        told.wait(1)
+    assert [(one.index, one.answer.text, one.age_frames) for one in told.all] == [(0, "of 0", 0)]
+    assert watcher.waiting == 0
+
+
+def test_an_answer_to_the_question_before_is_none_to_the_new_one() -> None:
+    told, ask = Ears(), Gate()
+    with Watcher(ask, [Watch("gate", "yard", LONG, asked="is it open?")], told) as watcher:
+        watcher.offer("yard", frame(0))
+        ask.await_entry()
+        watcher.watch([Watch("gate", "yard", LONG, asked="is it closed?")])
+        watcher.offer("yard", frame(1))
+        ask.open.release()
+        ask.await_entry()
+        ask.open.release()
+        told.wait(1)
+    assert [one.index for one in told.all] == [1]
+
+
+def test_a_change_of_watches_leaves_what_waits_to_be_looked_at() -> None:
+    told, ask = Ears(), Gate()
+    gate, door = Watch("gate", "yard", LONG, on_motion=True), Watch("door", "drive", LONG)
+    with Watcher(ask, [gate, door], told) as watcher:
+        watcher.offer("drive", frame(0))
+        ask.await_entry()
+        watcher.offer("yard", frame(0), {"gate"})
+        watcher.watch([gate, door])
+        ask.open.release()
+        ask.await_entry()
+        ask.open.release()
+        told.wait(2)
+    assert [(one.watch, one.index) for one in told.all] == [("door", 0), ("gate", 0)]
+
+
+def test_a_watch_on_motion_that_failed_or_is_to_be_asked_again_is_due_though_nothing_moves() -> None:
+    told = Ears()
+
+    def ask(of: Frame, watch: Watch) -> Answer:
+        if of.index == 0:
+            raise BundleError("model", expected="an answer", got="none", do="try again")
+        return answer(of, watch)
+
+    with Watcher(ask, [Watch("gate", "yard", LONG, on_motion=True)], told) as watcher:
+        watcher.offer("yard", frame(0))
+        _until(lambda: bool(watcher.faults))
+        watcher.again("yard", "nobody")
+        watcher.again("street", "gate")
+        watcher.offer("yard", frame(1))
+        told.wait(2)
+        watcher.offer("yard", frame(2))
+        watcher.again("yard", "gate")
+        watcher.offer("yard", frame(3))
+        told.wait(3)
+    assert [one.index for one in told.all] == [0, 1, 3]
+
+
 def test_several_threads_may_look_and_the_order_stays() -> None:
     told = Ears()
 
