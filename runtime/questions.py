@@ -178,12 +178,12 @@ def _with(memory: Memory, topic: Topic, ids: Sequence[int], pictured: Sequence[i
     voters = [*([] if topic.ballot is None else topic.ballot.ids.tolist()), *pictured]
     ballot = None
     if voters:
-        said = [_gist(entries[id_].answer or entries[id_].text) for id_ in voters]
+        said = [gist(entries[id_].answer or entries[id_].text) for id_ in voters]
         ballot = Ballot.of(voters, said, memory.vectors("image", voters))
     return replace(topic, entries=entries, ballot=ballot)
 
 
-def _gist(text: str) -> str:
+def gist(text: str) -> str:
     """What an answer says; its case, spacing and full stop do not make it another one."""
     return " ".join(text.casefold().split()).rstrip(".!") or text
 

@@ -247,6 +247,8 @@ class App:
         for put in self._answers:
             put(question | as_dict(told))
         event = None if steady is None else steady.add(told)
+        if steady is not None and not steady.settled:
+            self._watcher.again(told.camera, told.watch)
         for put in self._events if event is not None else ():
             assert event is not None
             put(question | event.as_dict())

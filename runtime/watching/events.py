@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from edge_ravlm.runtime.questions import gist
 from edge_ravlm.runtime.watching.lanes import Told
 
 
@@ -27,35 +28,45 @@ class Event:
 
 
 class Steady:
-    """One watch's events.
+    """One watch's events. Answers that differ in case, spacing or full stop alone are the same.
 
     Args:
         answers: that are events; all are, without any.
         agree: (n, m): of the last m answers n have to be the same.
-        cool_down_s: least time between two events with the same answer.
+        cool_down_s: least time between two events with the same answer; one that still holds then is an event then.
+
+    Attributes:
+        settled: whether the last answer was found on its own frame, and holds; the next one tells nothing new then,
+            unless something moves.
     """
 
     def __init__(
         self, answers: tuple[str, ...] = (), agree: tuple[int, int] = (1, 1), cool_down_s: float = 0.0
     ) -> None:
-        self._answers, self._needed, self._cool_down_s = frozenset(answers), agree[0], cool_down_s
+        self._answers, self._needed, self._cool_down_s = frozenset(map(gist, answers)), agree[0], cool_down_s
         self._newest: deque[str] = deque(maxlen=agree[1])
         self._state: str | None = None
         self._told_at: dict[str, float] = {}
+        self.settled = False
 
     def add(self, told: Told) -> Event | None:
         """The event that this answer completes, if it does. Held answers say nothing new."""
+        self.settled = False
         if told.age_frames:
             return None
-        self._newest.append(told.answer.text)
-        answer, count = Counter(self._newest).most_common(1)[0]
-        if count < self._needed or answer == self._state or answer != told.answer.text:
+        answer = gist(told.answer.text)
+        self._newest.append(answer)
+        before = self._state
+        if before is not None and answer == gist(before):
+            self.settled = True
             return None
-        before, self._state = self._state, answer
-        last = self._told_at.get(answer)
-        if self._answers and answer not in self._answers:
+        if self._newest.count(answer) < self._needed:
             return None
-        if last is not None and told.captured_at - last < self._cool_down_s:
+        is_event = not self._answers or answer in self._answers
+        if is_event and told.captured_at - self._told_at.get(answer, float("-inf")) < self._cool_down_s:
+            return None
+        self._state, self.settled = told.answer.text, True
+        if not is_event:
             return None
         self._told_at[answer] = told.captured_at
         return Event(told, before)

@@ -117,6 +117,15 @@ def test_watches_on_motion_and_with_a_period_are_asked_less(home: Path, yard: An
     assert len([row for row in rows if row["watch"] == "seldom"]) == 1
 
 
+def test_a_watch_on_motion_is_asked_until_its_answers_agree(home: Path, yard: Any) -> None:
+    with App(written(home, "agree.toml", yard, watch="on_motion = true\nagree = [2, 3]")) as app:
+        app.run()
+        asked = app.account.answers
+    changes = [row["text"] for row in lines(home / "agree.toml.events.jsonl")]
+    assert changes == [CLOSED, OPEN, CLOSED, OPEN]
+    assert asked < 24
+
+
 @contextmanager
 def running(app: App) -> Iterator[None]:
     thread = threading.Thread(target=app.run)
