@@ -25,13 +25,14 @@ class Metrics:
 
     Args:
         port: of ``/metrics``.
+        host: the address that listens.
 
     Raises:
         MissingExtra: prometheus-client is not installed.
-        StorageError: the port is taken.
+        StorageError: the port is taken, or the address is none of this machine.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.port = port
         self._server: Any = None
         if not port:
@@ -56,10 +57,13 @@ class Metrics:
         self._frames = prometheus.Gauge("camera_frames", "Frames that were handed on.", ("camera",), **given)
         self._reconnects = prometheus.Gauge("camera_reconnects", "Times that it came back.", ("camera",), **given)
         try:
-            self._server, self._thread = prometheus.start_http_server(port, registry=self.registry)
+            self._server, self._thread = prometheus.start_http_server(port, host, self.registry)
         except OSError as error:
             raise StorageError(
-                f"metrics_port {port}", expected="a free port", got=error.strerror or str(error), do="choose another"
+                f"metrics_port {port} of {host}",
+                expected="a free port of this machine",
+                got=error.strerror or str(error),
+                do="choose another port or host",
             ) from None
 
     def __enter__(self) -> Metrics:

@@ -24,8 +24,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -78,13 +79,14 @@ class WatchSettings(_Strict, frozen=True):
         region: ``x0,y0,x1,y1`` or ``NAME=…``, as in ``Region.parse``; the whole picture without it.
         tags: only memories with these are used.
         every_ms: least time between two frames that it is asked about; 0 asks about every frame.
-        on_motion: ask only where something moved since it was last asked.
+        on_motion: ask only where something moved since it was last asked, then until the answer holds: until it was
+            found in time, ``agree`` do, and it has cooled down.
         budget_ms: from a frame's capture to its answer; the app's without it.
         priority: share of the machine, relative to others', where there is too little for all.
         generate, hops: see ``Ravlm.ask``.
         answers: that are events; all are, without any.
         agree: of the last m answers n have to be the same before it is an event.
-        cool_down_s: least time between two events with the same answer.
+        cool_down_s: least time between two events with the same answer; one that still holds then is an event then.
     """
 
     name: Name
@@ -135,6 +137,8 @@ class AppSettings(_Strict, frozen=True):
         nice: how much this process goes before others (-20 to 19, less is more), where that is allowed; 0 leaves it.
         lock_memory: keep what is mapped in main memory, where that is allowed.
         metrics_port: of a Prometheus endpoint; 0 opens none.
+        metrics_host: the address where it listens; this machine alone hears it unless that is another one, such as
+            ``0.0.0.0`` for all networks.
     """
 
     memory: str
@@ -148,6 +152,7 @@ class AppSettings(_Strict, frozen=True):
     nice: Annotated[int, Meta(ge=-20, le=19)] = NICE
     lock_memory: bool = False
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    metrics_host: str = "127.0.0.1"
     sinks: tuple[SinkSettings, ...] = (SinkSettings(),)
 
     def watch(self, of: WatchSettings) -> Watch:
@@ -163,15 +168,37 @@ def read_app(path: Path) -> AppSettings:
         DataError: no such file, no TOML, an unknown key, a value out of range, or names that do not fit together.
     """
     try:
-        app = msgspec.toml.decode(path.read_bytes(), type=AppSettings)
+        app = msgspec.toml.decode(path.read_text(encoding="utf-8"), type=AppSettings)
         check_app(app)
     except OSError as error:
         raise DataError(
-            f"app '{path}'", expected="a readable TOML file", got=error.strerror or str(error), do="check the path"
+            f"app '{path}'",
+            expected="a readable TOML file",
+            got=error.strerror or str(error),
+            do="check the path, or give a camera with --source",
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, EdgeRavlmError, ValueError) as error:
-        raise DataError(f"app '{path}'", expected="a valid app", got=str(error).rstrip("."), do="correct it") from None
+    except UnicodeDecodeError:
+        raise DataError(
+            f"app '{path}'", expected="a TOML file", got="no text", do="give a camera or a recording with --source"
+        ) from None
+    except (msgspec.DecodeError, EdgeRavlmError, ValueError) as error:
+        fault = str(error).rstrip(".")
+        raise DataError(f"app '{path}'", expected="a valid app", got=fault, do=_remedy(fault)) from None
     return app
+
+
+_PARTS = {"cameras": CameraSettings, "watches": WatchSettings, "sinks": SinkSettings}
+
+
+def _remedy(fault: str) -> str:
+    """What to do about a fault that msgspec found, with the names that may stand there."""
+    at = re.search(r"`\$\.(\w+)\[\d+\](?:\.(\w+))?`$", fault)
+    part = AppSettings if at is None else _PARTS[at[1]]
+    if "unknown field" in fault:
+        return f"use one of {', '.join(part.__struct_fields__)}"
+    if "Invalid enum value" in fault and at is not None:
+        return f"use {' or '.join(get_args(get_type_hints(part)[at[2]]))}"
+    return "correct it"
 
 
 def check_app(app: AppSettings) -> None:

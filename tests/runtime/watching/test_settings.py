@@ -55,6 +55,16 @@ def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
         ('camera = "drive"', 'camera = "drove"', "watch 'garage' of camera 'drove', which is none of drive"),
         ("agree = [2, 3]", "agree = [4, 3]", "agree = [4, 3], more than there are"),
         ("agree = [2, 3]", "agrees = [2, 3]", "unknown field `agrees`"),
+        ("agree = [2, 3]", "agrees = [2, 3]", "use one of name, camera, question, region, tags"),
+        ("budget_ms = 40", "budget = 40", "use one of memory, cameras, watches"),
+        ('name = "drive"', 'name = "drive"\nfsp = 5', "use one of name, source, fps, frames, loop, frozen_s"),
+        ("[[cameras]]", '[[sinks]]\nkind = "mqtt"\n[[cameras]]', "use stdout or file"),
+        ("[[cameras]]", '[[sinks]]\nwhat = "all"\n[[cameras]]', "use events or answers"),
+        (
+            'source = "rtsp://camera.local/stream"',
+            "source = 0",
+            "Expected `str`, got `int` - at `$.cameras[0].source`; correct it",
+        ),
         ("every_ms = 500", "every_ms = -1", ">= 0.0"),
         ("budget_ms = 40", "budget_ms = 0", "> 0.0"),
         ('region = "door=40,60,200,180"', 'region = "door=40,60"', "region 'door'"),
@@ -77,5 +87,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, sentence: st
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such file or directory"):
+    with pytest.raises(DataError, match="No such file or directory; check the path, or give a camera with --source"):
         read_app(tmp_path / "none.toml")
+
+
+def test_a_recording_is_no_app(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(bytes(range(256)))
+    with pytest.raises(
+        DataError, match="expected a TOML file, got no text; give a camera or a recording with --source"
+    ):
+        read_app(tmp_path / "clip.mp4")
