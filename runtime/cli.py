@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +108,10 @@ def run(
     memory: Path | None = None,
     bundle: str = "starter",
     region: str | None = None,
+    tag: memory_cli.Tags = None,
     budget_ms: float = 100.0,
+    generate: bool = False,
+    hops: int = 1,
     frames: memory_cli.Count = 0,
     trace: Path | None = None,
     json: bool = False,
@@ -121,30 +126,37 @@ def run(
         memory: the memory's folder.
         bundle: a folder, a .zip, or 'starter'.
         region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
+        tag: NAME=VALUE, use only memories with that tag.
         budget_ms: from a frame's capture to its answer.
+        generate: let the fusion decoder write the answers.
+        hops: how often a generated answer may search the memory, 1 or 2.
         frames: stop after this many; 0 goes on until the source ends.
         trace: write a trace of every answer's life there, for chrome://tracing or ui.perfetto.dev.
-        json: print one JSON object a line for every answer, and one for the whole run; else only changed answers.
+        json: print one JSON object a line for every answer, and one for the whole run; else only changed answers. An
+            app's sinks say themselves what they print, so with an app it is the one for the whole run that is added.
     """
     from edge_ravlm.runtime.deadline import check_budget
     from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings, check_app
 
     if app is not None:
-        if any((source, ask, memory, region, bundle != "starter", budget_ms != 100.0, frames)):
+        given = (source, ask, memory, region, tag, generate, frames)
+        if any((*given, bundle != "starter", budget_ms != 100.0, hops != 1)):
             raise UsageError(
                 "run", expected="an app's file alone", got="options that it says itself", do="put them into the file"
             )
         return _watch(app, trace, json=json)
+    missing = [name for name, value in (("--source", source), ("--ask", ask), ("--memory", memory)) if not value]
     if source is None or not ask or memory is None:
         raise UsageError(
             "run",
             expected="an app's file, or --source, --ask and --memory",
-            got="neither",
+            got=f"no {', no '.join(missing)}",
             do="give for instance --source 0 --ask 'is the gate open?' --memory home.memory",
         )
     camera = CameraSettings(name="camera", source=source, frames=frames, frozen_s=0)
+    how: dict[str, Any] = {"region": region, "tags": memory_cli.parse_tags(tag), "generate": generate, "hops": hops}
     watches = [
-        WatchSettings(name=f"{number}", camera="camera", question=question, region=region)
+        WatchSettings(name=f"{number}", camera="camera", question=question, **how)
         for number, question in enumerate(dict.fromkeys(ask))
     ]
     settings = AppSettings(
@@ -160,7 +172,7 @@ def run(
 
 
 def _watch(app: Path | AppSettings, trace: Path | None, *, json: bool) -> int:
-    """Run an app; the exit code is 1 where a camera could not be read at all."""
+    """Run an app; the exit code is 1 where a camera could not be read, or errors left no answer."""
     from edge_ravlm.runtime.watching.app import App
 
     def changed(row: Mapping[str, Any]) -> None:
@@ -177,13 +189,44 @@ def _watch(app: Path | AppSettings, trace: Path | None, *, json: bool) -> int:
         for sentence in opened.admission() if has_file else ():
             complain(sentence)
         opened.run()
-        total = opened.summary()
-        failed = any(feed.failed for feed in opened.feeds.values())
+    total = opened.summary()
+    if opened.is_unread:  # whatever is written there would wait, at the end of Python too
+        sys.stdout = StringIO()
     if json:
         say_json({"summary": total})
-    elif total["answers"] or not failed:
-        complain(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in total.items()))
-    return int(failed)
+    elif total["answers"] or not opened.failed:
+        complain(_summed(total))
+    return int(opened.failed)
+
+
+_LEVELS = {"retrieved": "looked", "generated": "written", "cached": "unchanged", "held": "held"}
+
+
+def _summed(total: Mapping[str, Any]) -> str:
+    """An app's summary for people: what is empty is left out."""
+
+    def listed(counts: Mapping[str, int], names: Mapping[str, str]) -> str:
+        return ", ".join(f"{counts[name]} {word}" for name, word in names.items() if counts.get(name))
+
+    def bracketed(text: str) -> str:
+        return f" ({text})" if text else ""
+
+    parts = [f"{total['answers']} answers{bracketed(listed(total['levels'], _LEVELS))}"]
+    if total["latency_ms"] is not None:
+        times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in total["latency_ms"].items())
+        late = bracketed(listed(total["late_by"], {stage: f"by {stage}" for stage in total["late_by"]}))
+        parts += [f"{times} of {total['budget_ms']:g} ms", f"{total['deadline_misses']} late{late}"]
+    parts += [f"watch '{name}' left out {count} times" for name, count in total["thinned"].items()]
+    parts += [f"{total['lines_lost']} lines lost"] if total["lines_lost"] else []
+    cameras = [
+        f"{name}: {camera['state']}"
+        + bracketed(", ".join(filter(None, (camera["reason"], listed(camera, _CAMERA_COUNTS)))))
+        for name, camera in total["cameras"].items()
+    ]
+    return "; ".join((", ".join(parts), *cameras))
+
+
+_CAMERA_COUNTS = {"dropped": "frames skipped", "replaced": "frames replaced", "reconnects": "times back"}
 
 
 @app.command

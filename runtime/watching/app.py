@@ -8,7 +8,7 @@ import signal
 import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,11 +20,12 @@ import numpy as np
 from edge_ravlm.bundle import STARTER
 from edge_ravlm.errors import DataError
 from edge_ravlm.frames import Frame
-from edge_ravlm.runtime.answer import Answer
+from edge_ravlm.runtime.answer import UNKNOWN, Answer
 from edge_ravlm.runtime.apps.account import Account
 from edge_ravlm.runtime.looking import TOGETHER
 from edge_ravlm.runtime.memory import Where
 from edge_ravlm.runtime.pipeline import Asked, Ravlm, load
+from edge_ravlm.runtime.questions import gist, scope_of
 from edge_ravlm.runtime.watching.events import Steady, as_dict
 from edge_ravlm.runtime.watching.feeds import Feed
 from edge_ravlm.runtime.watching.lanes import Told, Watch
@@ -44,7 +45,7 @@ RELOAD_S = 1.0
 """How often the file is looked at."""
 
 _AT_START = (
-    *("bundle", "memory", "threads", "looking", "sinks", "metrics_port"),
+    *("bundle", "memory", "threads", "looking", "sinks", "metrics_port", "metrics_host"),
     *("pin", "nice", "lock_memory"),
 )
 """Settings that a change of the file cannot change."""
@@ -86,13 +87,14 @@ class App:
         self._modified = _modified(self.path)
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._late: Counter[str] = Counter()
+        self._faults: deque[str] = deque()
         self._replaced, self._thinned = dict[str, int](), dict[str, int]()
         self._asked: dict[str, WatchSettings] = {}
         self._steady: dict[str, Steady] = {}
         with ExitStack() as stack:
             stack.enter_context(settled(self.settings.pin, lock_memory=self.settings.lock_memory))
             self.ravlm = stack.enter_context(_loaded(self.settings, self._base))
-            self._metrics = stack.enter_context(Metrics(self.settings.metrics_port))
+            self._metrics = stack.enter_context(Metrics(self.settings.metrics_port, self.settings.metrics_host))
             self._trace = stack.enter_context(Trace(trace))
             alone = self.stop if len(self.settings.sinks) == 1 else None
             sinks = [
@@ -125,6 +127,7 @@ class App:
             on_time(self.settings.nice),
             self._watching() as self._watcher,
         ):
+            self._faults = self._watcher.faults
             try:
                 self._apply(self.settings)
                 look_at = time.monotonic() + RELOAD_S
@@ -161,11 +164,23 @@ class App:
             processors=self.ravlm.processors if alone else (),
         )
 
+    @property
+    def failed(self) -> bool:
+        """Whether a camera could not be read to its end, or there was no answer because of errors."""
+        never_came = any(feed.reason and not feed.frames for feed in self.feeds.values())
+        silent = not self.account.answers and (never_came or bool(self._faults))
+        return silent or any(feed.failed for feed in self.feeds.values())
+
+    @property
+    def is_unread(self) -> bool:
+        """Once closed: whether stdout still waits for a reader, so that another line would wait for ever."""
+        return any(sink.stuck and sink.path is None for sink in self._sinks)
+
     # -- settings ----------------------------------------------------------------------------------------------
 
     def admission(self) -> list[str]:
-        """What cannot be kept up with, in a sentence each; found by asking every watch about an empty picture."""
-        return admission(self.settings, self.ravlm)
+        """What cannot be kept up with or never be an event, in a sentence each; see ``admission`` and ``unsaid``."""
+        return [*admission(self.settings, self.ravlm), *unsaid(self.settings, self.ravlm)]
 
     def _reload(self) -> None:
         modified = _modified(self.path)
@@ -175,13 +190,15 @@ class App:
         try:
             settings = read_app(self.path)
         except DataError as error:
-            log.warning("%s the app goes on as it was", error)
+            log.warning("%s; the app goes on as it was", str(error).rstrip("."))
             return
         for name in _AT_START:
             if getattr(settings, name) != getattr(self.settings, name):
                 log.warning("app '%s': `%s` changes with the next start", self.path, name)
         self.settings = settings
         self._apply(settings)
+        for sentence in unsaid(settings, self.ravlm):
+            log.warning("%s", sentence)
         log.info("app '%s': read again", self.path)
 
     def _apply(self, settings: AppSettings) -> None:
@@ -327,7 +344,29 @@ def admission(settings: AppSettings, ravlm: Ravlm) -> list[str]:
     return found
 
 
+def unsaid(settings: AppSettings, ravlm: Ravlm) -> list[str]:
+    """Sentences about ``answers`` of watches that no memory in their scope gives, as where one is misspelt.
+
+    Args:
+        settings: of the app.
+        ravlm: opened with its memory; one that would take seconds to read is not looked through.
+    """
+    found = []
+    for watch in settings.watches:
+        scope = scope_of(Where(tags=watch.tags), watch.looked_at)
+        if watch.generate or not watch.answers or ravlm.memory.count(scope) > _MOST_READ:
+            continue
+        said = {gist(entry.answer or entry.text) for entry in ravlm.memory.entries(scope)} | {gist(UNKNOWN)}
+        found += [
+            f"watch '{watch.name}': no memory answers '{text}', so it is no event; correct `answers`, or teach it."
+            for text in watch.answers
+            if gist(text) not in said
+        ]
+    return found
+
+
 _USUAL_FPS = 25.0
+_MOST_READ = 20_000
 _TRIED = 3
 
 

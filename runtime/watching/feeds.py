@@ -45,7 +45,7 @@ class Feed:
         state: "opening", "running", "lost", "frozen", "ended" or "closed".
         frames: handed on.
         reconnects: times that it came back.
-        reason: why it ended.
+        reason: why it ended, or is lost.
         failed: whether that was an error.
     """
 
@@ -165,7 +165,7 @@ class Feed:
         return describe(self._address).name not in _FILES
 
     def _end(self, reason: str, *, failed: bool = False) -> None:
-        self.reason, self.failed = reason, failed
+        self.failed = failed
         self._become("ended", reason)
 
     def _become(self, state: str, why: str = "") -> None:
@@ -174,7 +174,10 @@ class Feed:
                 return
             self.reconnects += self.state == "lost" and state == "running"
             level = logging.WARNING if state in ("lost", "frozen") or self.failed else logging.INFO
-            log.log(level, "camera '%s' is %s%s", self.settings.name, state, f": {why}" if why else "")
+            doing = f"{state}, trying again" if state == "lost" else state
+            log.log(level, "camera '%s' is %s%s", self.settings.name, doing, f": {why}" if why else "")
+            if state != "closed":  # by us, which is no news
+                self.reason = why
             self.state = state
             self._changed(self)
 

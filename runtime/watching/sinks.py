@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 10_000
 """Lines: minutes of answers. What does not fit is counted, and said."""
 
+CLOSE_S = 3.0
+"""How long closing waits for a reader that does not read, or a disk that does not write."""
+
 
 class Sink:
     """Appends lines to a file or to stdout.
@@ -28,16 +32,19 @@ class Sink:
         on_broken: called when nobody reads stdout any more; without it, that is said as for every other lost line.
 
     Attributes:
-        dropped: lines that did not fit any more, or that the disk refused.
+        path: as given.
+        dropped: lines that did not fit any more, that the disk refused, or that nobody read.
+        stuck: whether a line could not be written to its end before closing had to go on.
 
     Raises:
         StorageError: the file cannot be written.
     """
 
     def __init__(self, path: Path | None, on_broken: Callable[[], object] | None = None) -> None:
-        self.dropped = 0
+        self.dropped, self.stuck = 0, False
+        self._unflushed, self._refused = 0, False
         self._on_broken = on_broken
-        self._path = path
+        self.path = path
         self._file: IO[str] = sys.stdout if path is None else _opened(path)
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._write, name=f"sink {path or 'stdout'}", daemon=True)
@@ -51,14 +58,23 @@ class Sink:
             self.dropped += 1
 
     def close(self) -> None:
-        """Write all that waits, then close."""
-        self._waiting.put(None)
-        self._thread.join()
-        if self._path is not None:
-            self._file.close()
+        """Write all that waits, then close; a line that cannot be written is waited for ``CLOSE_S`` at most."""
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSE_S)
+        self._thread.join(CLOSE_S)
+        self.stuck = self._thread.is_alive()
+        if self.stuck:  # closing the file would wait for the same lock
+            self._unflushed += sum(row is not None for row in list(self._waiting.queue))
+            self._lost("nobody takes them")
+        elif self.path is not None:
+            try:
+                self._file.close()
+            except OSError as error:
+                self._lost(error)
 
     def _write(self) -> None:
         while (row := self._waiting.get()) is not None:
+            self._unflushed += 1
             self._line(msgspec.json.encode(row, enc_hook=str).decode() + "\n")
         self._line("")
 
@@ -67,15 +83,20 @@ class Sink:
             self._file.write(text)
             if self._waiting.empty():
                 self._file.flush()
-        except BrokenPipeError as error:
-            self.dropped += 1
-            if self._on_broken is None:
-                log.warning("a line was lost: %s", error)
-            else:
-                self._on_broken()
+                self._unflushed, self._refused = 0, False
         except (OSError, ValueError) as error:  # ValueError: it was closed by somebody else
-            self.dropped += 1
-            log.warning("a line was lost: %s", error)
+            if isinstance(error, BrokenPipeError) and self._on_broken is not None:
+                self._refused = True  # the reader has seen enough, which is no news to anybody
+                self._on_broken()
+            self._lost(error)
+
+    def _lost(self, why: object) -> None:
+        """Count what was not written, and say so once until something is written again."""
+        self.dropped += self._unflushed
+        self._unflushed = 0
+        if not self._refused:
+            log.warning("sink '%s': lines are lost: %s", self.path or "stdout", why)
+        self._refused = True
 
 
 def _opened(path: Path) -> IO[str]:

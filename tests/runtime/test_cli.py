@@ -147,7 +147,7 @@ def test_run_for_people_prints_changes_and_a_line_of_figures(call: Call, memory:
     assert code == 0
     assert out.startswith("frame 0: is the gate open? the gate is open\n")
     assert "because of memory" in out
-    assert "answers 1" in err
+    assert "1 answers (1 looked)" in err
     assert "end of file" in err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -21,10 +22,11 @@ import pytest
 from edge_ravlm.cli import run as command
 from edge_ravlm.errors import MemoryFault, MissingExtra, StorageError
 from edge_ravlm.runtime import looking
-from edge_ravlm.runtime.answer import Answer, Latency, Level
+from edge_ravlm.runtime.answer import UNKNOWN, Answer, Latency, Level
 from edge_ravlm.runtime.pipeline import load
 from edge_ravlm.runtime.watching import app as app_module
-from edge_ravlm.runtime.watching.app import App, admission
+from edge_ravlm.runtime.watching import sinks
+from edge_ravlm.runtime.watching.app import App, admission, unsaid
 from edge_ravlm.runtime.watching.lanes import Told
 from edge_ravlm.runtime.watching.metrics import WAITING, Metrics, longest
 from edge_ravlm.runtime.watching.sinks import Sink
@@ -146,12 +148,14 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_is_not(
         until(lambda: app.account.answers > 2)
         path.write_text("memory = 3", encoding="utf-8")
         until(lambda: "the app goes on as it was" in caplog.text)
+        assert "; correct it; the app goes on as it was" in caplog.text
         seen = app.account.answers
         until(lambda: app.account.answers > seen + 2)
-        more = '[[watches]]\nname = "what"\ncamera = "yard"\nquestion = "what is this?"\n'
+        more = '[[watches]]\nname = "what"\ncamera = "yard"\nquestion = "what is this?"\nanswers = ["a gaet"]\n'
         written(home, "again.toml", yard, camera="loop = true", more=more, top="threads = 1")
         until(lambda: any(row["watch"] == "what" for row in lines(home / "again.toml.answers.jsonl")))
         assert "`threads` changes with the next start" in caplog.text
+        until(lambda: "watch 'what': no memory answers 'a gaet'" in caplog.text)
         (home / "again.toml").write_text(path.read_text().replace('name = "yard"', 'name = "street"').replace(
             'camera = "yard"', 'camera = "street"'), encoding="utf-8")  # fmt: skip
         until(lambda: any(row["camera"] == "street" for row in lines(home / "again.toml.answers.jsonl")))
@@ -184,6 +188,52 @@ def test_the_command_ends_with_sigterm_and_loses_nothing(home: Path, yard: Any) 
     assert len(spans) == len(rows) - 1
 
 
+def test_a_reader_that_stopped_reading_does_not_keep_the_command_from_ending(
+    home: Path, yard: Any, until: Until
+) -> None:
+    path = written(home, "unread.toml", yard, camera="loop = true", more='[[sinks]]\nwhat = "answers"\n')
+    main = "import sys; from edge_ravlm.cli import main; sys.exit(main())"
+    beside = home / "unread.toml.answers.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-c", main, "run", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pipesize=4096,
+    ) as process:
+        until(lambda: beside.exists() and beside.stat().st_size > 20_000)  # the pipe and its buffer are full
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "sink 'stdout': lines are lost: nobody takes them" in said
+    assert "lines lost; yard: closed" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_costs_lines_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Sink(Path("/dev/full"))
+    for index in range(3):
+        sink.put({"frame": index})
+    sink.close()
+    assert (sink.dropped, sink.stuck) == (3, False)
+    assert caplog.text.count("sink '/dev/full': lines are lost: ") == 1, "not for every line"
+
+
+def test_closing_a_sink_waits_for_a_reader_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "CLOSE_S", 0.05)
+    monkeypatch.setattr(sinks, "MOST_WAITING", 4)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        sink = Sink(None)
+        for _ in range(20):
+            sink.put({"much": "x" * 200_000})
+        sink.close()
+        assert (sink.dropped, sink.stuck) == (20, True)
+        threading.Thread(target=reader.read, daemon=True).start()  # so that the file can be closed
+
+
 def test_what_cannot_be_opened_is_said_before_anything_is_watched(
     home: Path, yard: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,9 +245,10 @@ def test_what_cannot_be_opened_is_said_before_anything_is_watched(
     assert "expected a readable TOML file" in capsys.readouterr().err
     assert command(["run", str(path), "--source", "0"]) == 2
     assert "an app's file alone" in capsys.readouterr().err
-    assert command(["run", str(path), "--budget-ms", "40"]) == 2
+    for option in (["--budget-ms", "40"], ["--tag", "a=b"], ["--generate"], ["--hops", "2"]):
+        assert command(["run", str(path), *option]) == 2
     assert command(["run", "--source", "0"]) == 2
-    assert "an app's file, or --source, --ask and --memory" in capsys.readouterr().err
+    assert "an app's file, or --source, --ask and --memory, got no --ask, no --memory;" in capsys.readouterr().err
     with pytest.raises(StorageError):
         Sink(home / "none" / "x.jsonl")
     with pytest.raises(StorageError):
@@ -225,6 +276,17 @@ def test_admission_says_what_cannot_be_kept_up_with(home: Path, yard: Any) -> No
         busy = written(home, "busy.toml", yard, camera="fps = 1000", more=many)
         found = admission(app_module.read_app(busy), app.ravlm)
         assert any("21 watches of 1 cameras need" in one and "times what this machine has" in one for one in found)
+
+
+def test_answers_that_no_memory_gives_are_said_at_the_start(home: Path, yard: Any) -> None:
+    watch = f'answers = ["the gate is opne", "The gate is  OPEN.", "{UNKNOWN}"]'
+    with App(written(home, "opne.toml", yard, camera="fps = 0.1", watch=watch)) as app:
+        (said,) = app.admission()
+        assert said.startswith("watch 'gate': no memory answers 'the gate is opne', so it is no event;")
+        written(home, "opne.toml", yard, watch=f"{watch}\ngenerate = true")
+        assert unsaid(app_module.read_app(home / "opne.toml"), app.ravlm) == [], "what is written may say anything"
+        elsewhere = written(home, "opne.toml", yard, watch=f'answers = ["{OPEN}"]\ntags = {{season = "winter"}}')
+        assert len(unsaid(app_module.read_app(elsewhere), app.ravlm)) == 1, "it was taught without that tag"
 
 
 def test_several_cameras_are_looked_at_together(
@@ -267,6 +329,9 @@ def test_metrics_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
         metrics.told(told(Level.HELD, 90.0, age_frames=3))
         with pytest.raises(StorageError, match="a free port"):
             Metrics(port)
+        with pytest.raises(StorageError, match=r"of 192\.0\.2\.1: expected a free port of this machine"):
+            Metrics(free_port(), "192.0.2.1")
+        assert metrics._server.server_address[0] == "127.0.0.1", "other machines hear nothing unless they are to"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
             text = page.read().decode()
     for line in (
@@ -290,7 +355,8 @@ def test_a_late_answer_is_blamed_on_its_longest_stage() -> None:
 
 def test_the_state_of_cameras_is_served(home: Path, yard: Any, until: Until) -> None:
     port = free_port()
-    with App(written(home, "seen.toml", yard, camera="loop = true", top=f"metrics_port = {port}")) as app, running(app):
+    top = f'metrics_port = {port}\nmetrics_host = "0.0.0.0"'
+    with App(written(home, "seen.toml", yard, camera="loop = true", top=top)) as app, running(app):
         until(lambda: app.account.answers > 2)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
             text = page.read().decode()

@@ -116,15 +116,20 @@ def test_a_live_camera_comes_back_after_every_loss(server: MjpegServer, tmp_path
     assert indices == sorted(set(indices)), "numbers go on after a loss"
 
 
-def test_a_camera_that_is_not_there_at_first_is_waited_for(server: MjpegServer, tmp_path: Path, until: Until) -> None:
+def test_a_camera_that_is_not_there_at_first_is_waited_for(
+    server: MjpegServer, tmp_path: Path, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
     seen = Seen()
     server.stop()
     feed = started(seen, tmp_path, source=server.url)
     until(lambda: feed.state == "lost")
+    assert "camera 'yard' is lost, trying again: " in caplog.text
+    assert "got connection refused" in feed.reason
     server.start()
     until(lambda: bool(seen.frames))
     feed.close()
     assert seen.states[:2] == ["lost", "running"]
+    assert feed.reason == ""
 
 
 def test_what_nobody_thought_of_is_a_loss_and_not_the_end(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ import pytest
 from edge_ravlm.cli import run as command
 from edge_ravlm.errors import UsageError
 from edge_ravlm.frames import Pixels
+from edge_ravlm.runtime.answer import UNKNOWN
 from edge_ravlm.runtime.camera.sources import FileSource
 from edge_ravlm.runtime.pipeline import load
 from edge_ravlm.runtime.watching.app import App
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, check_app
 
 OPEN, CLOSED = "the gate is open", "the gate is closed"
+Until = Callable[[Callable[[], bool]], None]
 QUESTIONS = ("is the gate open?", "what is this?")
 
 
@@ -82,7 +87,51 @@ def test_without_json_only_changes_are_said(
         told = [line.rpartition("? ")[2] for line in out.splitlines() if line.startswith("frame ") and question in line]
         assert told == [CLOSED, OPEN]
     assert "because of memory" in out
-    assert "deadline misses 0" in err
+    assert re.fullmatch(
+        r"\d+ answers \(.*looked.*\), p50 [\d.]+ ms, p99 [\d.]+ ms of 60000 ms, 0 late; "
+        r"camera: ended \(end of file(, \d+ frames \w+)*\)",
+        err.strip(),
+    )
+
+
+def test_tags_words_and_hops_are_asked_for_as_in_a_file(
+    memory: Path, folder: Path, yard: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(arguments(folder, memory, yard, "--json", "--frames", "1", "--tag", "season=winter")) == 0
+    rows, _ = said(capsys)
+    assert {row["text"] for row in rows} == {UNKNOWN}, "nothing was taught with that tag"
+    assert command(arguments(folder, memory, yard, "--json", "--frames", "1", "--generate", "--hops", "2")) == 0
+    rows, _ = said(capsys)
+    assert any(stage == "decode" for row in rows for stage in row["latency"]["stages_ms"])
+    assert command(arguments(folder, memory, yard, "--hops", "9")) == 2
+
+
+def test_a_run_that_errors_left_without_an_answer_has_failed(
+    memory: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = ["--region", "5000,5000,5100,5100"]
+    assert command(["run", "--source", str(folder), "--ask", QUESTIONS[0], "--memory", str(memory), *outside]) == 1
+    assert "watch '0': region" in capsys.readouterr().err
+
+
+def test_a_camera_that_never_came_is_a_failure_and_being_stopped_is_none(memory: Path, until: Until) -> None:
+    watch = WatchSettings(name="gate", camera="yard", question=QUESTIONS[0])
+
+    def settings(source: str) -> AppSettings:
+        return AppSettings(memory=str(memory), cameras=(CameraSettings(name="yard", source=source),), watches=(watch,))
+
+    with App(settings("/dev/video97")) as app:
+        thread = threading.Thread(target=app.run)
+        thread.start()
+        until(lambda: bool(app.feeds) and app.feeds["yard"].state == "lost")
+        app.stop()
+        thread.join()
+        assert app.failed
+        assert "/dev/video97" in app.summary()["cameras"]["yard"]["reason"]
+    with App(settings(str(Path(__file__).parents[3] / "edge_ravlm/clips/yard.mp4"))) as app:
+        app.stop()
+        app.run()
+        assert not app.failed
 
 
 def test_it_stops_after_as_many_frames_as_were_asked_for(
