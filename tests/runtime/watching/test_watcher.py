@@ -260,16 +260,17 @@ def test_what_a_replaced_camera_showed_is_no_answer_about_the_new_one() -> None:
 
 def test_an_answer_to_the_question_before_is_none_to_the_new_one() -> None:
     told, ask = Ears(), Gate()
-    with Watcher(ask, [Watch("gate", "yard", LONG, asked="is it open?")], told) as watcher:
+    with Watcher(ask, [Watch("gate", "yard", 50.0, asked="is it open?")], told) as watcher:
         watcher.offer("yard", frame(0))
         ask.await_entry()
-        watcher.watch([Watch("gate", "yard", LONG, asked="is it closed?")])
-        watcher.offer("yard", frame(1))
+        watcher.watch([Watch("gate", "yard", 50.0, asked="is it closed?")])
+        watcher.offer("yard", Frame(PIXELS, time.monotonic() - 10.0, 1, "yard"))  # long overdue
         ask.open.release()
         ask.await_entry()
+        time.sleep(0.1)  # and there is nothing that could be held
         ask.open.release()
         told.wait(1)
-    assert [one.index for one in told.all] == [1]
+    assert shown(told.all) == [(1, "of 1", "retrieved")]
 
 
 def test_a_change_of_watches_leaves_what_waits_to_be_looked_at() -> None:
