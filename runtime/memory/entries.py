@@ -79,7 +79,7 @@ class NewEntry:
 
     def __post_init__(self) -> None:
         _check_text("entry text", self.text)
-        _check_text("entry answer", self.answer or "")
+        _check_text("entry answer", "" if self.answer is None else self.answer)
         _check_text("entry flavor", self.flavor)
         for name, value in self.tags.items():
             check_tag(name, value)
