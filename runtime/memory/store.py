@@ -72,8 +72,8 @@ class Store:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        self._db.execute(begin)
         try:
+            self._db.execute(begin)  # inside: Ctrl-C may come right after a wait for the lock
             yield
             self._db.execute("COMMIT")
         except BaseException:

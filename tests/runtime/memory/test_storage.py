@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,3 +164,32 @@ def test_a_writer_that_never_ends_is_named(
         with memory._store.writing(), pytest.raises(StorageError, match="another process"):
             other.add(entries(1))
         assert other.add(entries(1)) == [1]
+
+
+class _Interrupted:
+    """A connection in whose first statement Ctrl-C is pressed: Python notices when SQLite is done with it."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database, self._pressed = database, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        cursor = self._database.execute(*statement)
+        if not self._pressed:
+            self._pressed = True
+            signal.raise_signal(signal.SIGINT)
+        return cursor
+
+
+def test_ctrl_c_during_a_write_leaves_no_transaction_open(
+    memory: Memory, folder: Path, spaces: dict[str, Space], entries: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert memory._store is not None
+    monkeypatch.setattr(memory._store, "_db", _Interrupted(memory._store._db))
+    with pytest.raises(KeyboardInterrupt):
+        memory.add(entries(1))
+    assert memory.add(entries(1)) == [1]
+    with Memory.open(folder, spaces) as other:
+        assert other.add(entries(1)) == [2]
