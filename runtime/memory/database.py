@@ -54,11 +54,11 @@ def prepare(folder: Path, *, create: bool, writable: bool) -> Mode:
     """Make sure that folder holds a memory this version can use, creating it where allowed.
 
     Returns:
-        how to connect: "immutable" where the storage is read-only and SQLite could not even keep its locks.
+        how to connect.
 
     Raises:
         MemoryFault: no memory there, something else there, or one made by a newer version.
-        StorageError: read-only storage that holds changes which only a writable open can fold in.
+        StorageError: see ``reading_mode``.
     """
     create = create and writable
     if create and not folder.exists():
@@ -66,7 +66,7 @@ def prepare(folder: Path, *, create: bool, writable: bool) -> Mode:
     _check_folder(folder, create=create)
     if create and not (folder / FILE).exists():
         _create(folder)
-    mode: Mode = "rw" if writable else _reading_mode(folder)
+    mode: Mode = "rw" if writable else reading_mode(folder)
     with closing(connect(folder, mode)) as connection:
         _check_version(folder, connection)
     return mode
@@ -84,6 +84,48 @@ def connect(folder: Path, mode: Mode) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def reading_mode(folder: Path) -> Mode:
+    """How to connect for reading: "immutable" where the folder may not be written and nobody has the memory open.
+
+    SQLite could not even keep its locks there. While another user or machine writes, his log and locks are there to
+    be read; "immutable" would skip the log, and with it entries whose addition was acknowledged.
+
+    Raises:
+        StorageError: read-only storage that holds changes which only a writable open can fold in.
+    """
+    log = folder / f"{FILE}-wal"
+    if os.access(folder, os.W_OK):
+        return "ro"
+    if not (log.exists() and log.stat().st_size):
+        return "immutable"
+    if (folder / f"{FILE}-shm").exists():
+        return "ro"
+    raise StorageError(
+        f"memory '{folder}'",
+        expected="a memory that was closed before its storage became read-only",
+        got=f"changes still in {log.name}",
+        do="open it once where it can be written",
+    )
+
+
+def looks(folder: Path) -> tuple[tuple[int, ...], ...]:
+    """What changes when anybody writes to the memory: size, times, inode and device of its file and its log."""
+    return tuple(_status(folder / name) for name in (FILE, f"{FILE}-wal"))
+
+
+def identity(folder: Path) -> tuple[int, ...]:
+    """Which file a memory's file is, whatever is in it; empty when there is none."""
+    return _status(folder / FILE)[-2:]
+
+
+def _status(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 
 
 @contextmanager
@@ -152,21 +194,6 @@ def _write_schema(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     connection.execute("COMMIT")
-
-
-def _reading_mode(folder: Path) -> Mode:
-    if os.access(folder, os.W_OK):
-        return "ro"
-    log = folder / f"{FILE}-wal"
-    if log.exists() and log.stat().st_size:
-        # immutable=1 would skip the log, and with it entries whose addition was acknowledged.
-        raise StorageError(
-            f"memory '{folder}'",
-            expected="a memory that was closed before its storage became read-only",
-            got=f"changes still in {log.name}",
-            do="open it once where it can be written",
-        )
-    return "immutable"
 
 
 def _check_version(folder: Path, connection: sqlite3.Connection) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_ravlm.errors import SpaceMismatch, StorageError, UsageError
-from edge_ravlm.runtime.memory.database import Mode
+from edge_ravlm.runtime.memory.database import Mode, reading_mode
 from edge_ravlm.runtime.memory.entries import Ids, Space, Where
 from edge_ravlm.runtime.memory.faults import reported
 from edge_ravlm.runtime.memory.field import Field, FieldView
@@ -165,6 +165,10 @@ class Live:
         return True
 
     def _catch_up(self) -> None:
+        if self._store.outdated():
+            fresh = Store(self._folder, reading_mode(self._folder))
+            self._store.close()
+            self._store, self._seen = fresh, -1
         seen = self._store.data_version()
         if seen == self._seen:
             return

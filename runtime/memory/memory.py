@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from edge_ravlm.errors import MemoryFault, UsageError
 from edge_ravlm.runtime.memory import generations
 from edge_ravlm.runtime.memory.compaction import Compactor, Progress
-from edge_ravlm.runtime.memory.database import Mode, folder_lock, prepare
+from edge_ravlm.runtime.memory.database import Mode, folder_lock, prepare, reading_mode
 from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Rows, Space, Where, check_field_name, unit
 from edge_ravlm.runtime.memory.faults import reported
 from edge_ravlm.runtime.memory.live import Live, check_spaces
@@ -39,7 +39,6 @@ class Memory:
 
     def __init__(self, folder: Path, mode: Mode, spaces: Mapping[str, Space], auto_compact: bool) -> None:
         self._folder = folder
-        self._mode = mode
         self._live = Live(folder, mode, spaces)
         self._write_lock = threading.Lock()
         self._store = Store(folder, mode) if mode == "rw" else None
@@ -63,7 +62,7 @@ class Memory:
                 lacks are added to it. Fields left out stay usable, so an existing memory can be opened
                 without naming any.
             create: whether a new memory may be made.
-            read_only: never write; works on read-only storage, where others cannot be writing either.
+            read_only: never write; works on read-only storage and in folders of other users, too.
             auto_compact: let ``add`` and ``remove`` start a compaction in the background when the tail has
                 grown.
 
@@ -265,7 +264,8 @@ class Memory:
             MemoryDamaged: memory.db cannot even be read.
         """
         with reported(self._folder):
-            found = examine(self._folder, self._mode)
+            mode: Mode = "rw" if self._store is not None else reading_mode(self._folder)
+            found = examine(self._folder, mode)
         if found.files:
             if self._store is not None:
                 with self._write_lock, reported(self._folder):

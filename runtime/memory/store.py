@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_ravlm.runtime.memory.database import Mode, connect
+from edge_ravlm.errors import StorageError
+from edge_ravlm.runtime.memory.database import FILE, Mode, connect, identity, looks
 from edge_ravlm.runtime.memory.entries import Entry, Ids, NewEntry, Rows, Space, Tag, Where
 from edge_ravlm.runtime.memory.faults import damaged
 from edge_ravlm.runtime.memory.filters import conditions, json_list
@@ -49,7 +50,9 @@ class Store:
 
     def __init__(self, folder: Path, mode: Mode) -> None:
         self._folder = folder
+        self._blind_since = looks(folder) if mode == "immutable" else None
         self._db = connect(folder, mode)
+        self._identity = identity(folder)
 
     def close(self) -> None:
         """Close the connection; the last one to close folds SQLite's log into memory.db."""
@@ -65,7 +68,18 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Writes inside happen together, durably, or not at all; the memory's version grows."""
+        """Writes inside happen together, durably, or not at all; the memory's version grows.
+
+        Raises:
+            StorageError: the file was deleted or replaced since, and what is written to it could never be read again.
+        """
+        if identity(self._folder) != self._identity:
+            raise StorageError(
+                f"memory '{self._folder}'",
+                expected=f"the {FILE} that was opened",
+                got="another one in its place" if identity(self._folder) else "none there any more",
+                do="put it back, or open the memory again",
+            )
         with self._transaction("BEGIN IMMEDIATE"):
             yield
             self._db.execute("UPDATE state SET version = version + 1")
@@ -82,6 +96,10 @@ class Store:
             raise
 
     # -- reading --------------------------------------------------------------------------------------------
+
+    def outdated(self) -> bool:
+        """Whether somebody has written since: a connection without locks and log cannot see that."""
+        return self._blind_since is not None and looks(self._folder) != self._blind_since
 
     def data_version(self) -> int:
         """A number that changes when another connection has written; microseconds."""

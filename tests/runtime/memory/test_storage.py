@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -149,10 +150,42 @@ def test_read_only_storage_is_opened_without_locks(
     with Memory.open(folder, spaces, read_only=True) as memory:
         assert len(memory.search("image", np.ones(16), 99)) == len(memory) == 20
         assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    log = folder / "memory.db-wal"
+    log.write_bytes(b"copied without the other files")
+    with pytest.raises(StorageError, match=r"memory\.db-wal"):
+        Memory.open(folder, spaces, read_only=True)
+
+
+def test_a_reader_who_may_not_write_the_folder_sees_what_others_write(
+    folder: Path, spaces: dict[str, Space], entries: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Memory.open(folder, spaces) as memory:
-        memory.add(entries(1))
-        with pytest.raises(StorageError, match=r"memory\.db-wal"):
-            Memory.open(folder, spaces, read_only=True)
+        memory.add(entries(20))
+    monkeypatch.setattr(database.os, "access", lambda *_: False)
+    with Memory.open(folder, spaces, read_only=True) as early:
+        assert len(early) == 20
+        with Memory.open(folder, spaces, auto_compact=False) as memory:
+            ids = memory.add(entries(50))
+            with Memory.open(folder, spaces, read_only=True) as late:
+                assert len(late) == len(early) == 70
+                memory.remove(ids[:10])
+                assert len(late) == len(list(early.entries())) == 60
+            memory.compact()
+        assert len(early.search("image", np.ones(16), 99)) == 60
+        assert early.verify() == []
+
+
+@pytest.mark.parametrize("put_back", [False, True])
+def test_nothing_is_added_to_a_memory_whose_folder_was_deleted(
+    memory: Memory, folder: Path, spaces: dict[str, Space], entries: Make, put_back: bool
+) -> None:
+    memory.add(entries(3))
+    shutil.rmtree(folder)
+    if put_back:
+        Memory.open(folder, spaces).close()
+    for write in (lambda: memory.add(entries(1)), lambda: memory.remove([1])):
+        with pytest.raises(StorageError, match=r"expected the memory\.db that was opened.*open the memory again"):
+            write()
 
 
 def test_a_writer_that_never_ends_is_named(
