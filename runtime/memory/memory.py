@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -182,20 +182,20 @@ class Memory:
             for name, field in view.fields.items()
         }
         with reported(self._folder):
-            size = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+            size = _bytes_in(self._folder)
         tail = max((field.tail for field in fields.values()), default=0)
         return Stats(self.count(), tail, view.generation, size, fields)
 
     # -- changing it ----------------------------------------------------------------------------------------
 
-    def add(self, entries: Sequence[NewEntry]) -> list[int]:
+    def add(self, entries: Iterable[NewEntry]) -> list[int]:
         """Remember entries: all of them, on the disk, before this returns their ids; or none.
 
         Raises:
             UsageError: an entry without vectors, with an unknown field, or with a vector that is not finite
                 numbers.
         """
-        spaces = self.spaces
+        spaces, entries = self.spaces, list(entries)
         rows = [_rows_of(entry, spaces) for entry in entries]
         with self._writing() as store:
             check_spaces(self._folder, store.spaces(), spaces)  # another process may have re-embedded just now
@@ -206,9 +206,9 @@ class Memory:
         self._compactor.run_if_due()
         return ids
 
-    def remove(self, ids: Sequence[int]) -> int:
-        """Forget entries, durably and at once; returns how many of ids there were."""
-        wanted = [operator.index(id_) for id_ in ids]
+    def remove(self, ids: Iterable[int] | int) -> int:
+        """Forget entries, or one, durably and at once; returns how many of ids there were."""
+        wanted = [operator.index(id_) for id_ in ([ids] if isinstance(ids, int | np.integer) else ids)]
         with self._writing() as store:
             removed = store.delete(wanted)
         self._compactor.run_if_due()
@@ -336,6 +336,15 @@ def _rows_of(entry: NewEntry, spaces: Mapping[str, Space]) -> dict[str, NDArray[
             do="name the fields as the memory was opened with them",
         )
     return {name: unit(name, vector, spaces[name]) for name, vector in entry.vectors.items()}
+
+
+def _bytes_in(folder: Path) -> int:
+    found = 0
+    for place, _, names in os.walk(folder):  # goes on where a compaction sweeps a folder away meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += os.stat(os.path.join(place, name)).st_size
+    return found
 
 
 def _stacked(rows: Sequence[NDArray[np.float32]]) -> Rows:

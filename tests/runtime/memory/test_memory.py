@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -262,6 +263,35 @@ def test_stats_count_what_there_is(memory: Memory, entries: Make) -> None:
     assert stats.fields["image"].vectors == 33
     assert stats.fields["text"].vectors == 0
     assert stats.bytes > 33 * 32
+
+
+def test_files_that_are_swept_away_while_they_are_counted_count_nothing(
+    memory: Memory, folder: Path, entries: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.add(entries(10))
+    memory.compact()
+    stat = os.stat
+
+    def swept(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith(".ids"):
+            os.unlink(path)
+        found = stat(path, *args, **options)
+        if str(path).endswith(".f16"):
+            os.unlink(path)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", swept)
+        assert memory.stats().entries == 10
+
+
+def test_any_iterable_of_entries_is_added_and_one_id_is_removed(memory: Memory, entries: Make) -> None:
+    assert memory.add(entry for entry in entries(4)) == [1, 2, 3, 4]
+    assert memory.remove(2) == 1
+    assert memory.remove(np.int64(3)) == 1
+    assert memory.remove(99) == 0
+    assert memory.remove(id_ for id_ in (1, 99)) == 1
+    assert [entry.id for entry in memory.entries()] == [4]
 
 
 def test_compaction_tells_its_progress(memory: Memory, entries: Make) -> None:
