@@ -343,7 +343,7 @@ def _bytes_in(folder: Path) -> int:
     for place, _, names in os.walk(folder):  # goes on where a compaction sweeps a folder away meanwhile
         for name in names:
             with suppress(FileNotFoundError):
-                found += os.stat(os.path.join(place, name)).st_size
+                found += Path(place, name).stat().st_size
     return found
 
 

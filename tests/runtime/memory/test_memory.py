@@ -135,6 +135,8 @@ FILTERS: dict[str, tuple[Where, Callable[[int], bool]]] = {
     "one": (Where(tags={"n": 17}), lambda i: i == 17),
     "as Python compares": (Where(tags={"n": 17.0}), lambda i: i == 17),
     "not as text": (Where(tags={"n": "17"}), lambda i: False),
+    "any of": (Where(tags={"n": ("17", 17, 18.0)}), lambda i: i in {17, 18}),
+    "none of none": (Where(tags={"side": ()}), lambda i: False),
     "two tags": (Where(tags={"side": "right", "n": 17}), lambda i: i == 17),
     "no such tag": (Where(tags={"absent": None}), lambda i: True),
     "has the tag": (Where(tags={"side": None}), lambda i: False),
@@ -270,18 +272,18 @@ def test_files_that_are_swept_away_while_they_are_counted_count_nothing(
 ) -> None:
     memory.add(entries(10))
     memory.compact()
-    stat = os.stat
+    stat = Path.stat
 
-    def swept(path: Any, *args: Any, **options: Any) -> os.stat_result:
-        if str(path).endswith(".ids"):
-            os.unlink(path)
-        found = stat(path, *args, **options)
-        if str(path).endswith(".f16"):
-            os.unlink(path)
+    def swept(path: Path, **options: Any) -> os.stat_result:
+        if path.suffix == ".ids":
+            path.unlink(missing_ok=True)
+        found = stat(path, **options)
+        if path.suffix == ".f16":
+            path.unlink()
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "stat", swept)
+        patched.setattr(Path, "stat", swept)
         assert memory.stats().entries == 10
 
 
