@@ -85,9 +85,8 @@ def ask(
         json: print one JSON object.
     """
     from edge_ravlm.frames import Frame, Region, read_image
-    from edge_ravlm.runtime.memory import Where
 
-    where = Where(tags=memory_cli.parse_tags(tag))
+    where = memory_cli.where_tags(tag)
     looked_at = None if region is None else Region.parse(region)
     picture = read_image(image)
     with memory_cli.load_to_ask(bundle, memory, budget_ms=budget_ms) as ravlm:

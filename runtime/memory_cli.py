@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
+import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
@@ -44,7 +45,7 @@ def add(
         text: what the picture shows, in a sentence.
         image: the picture.
         answer: the short answer to give, if not the sentence itself.
-        tag: NAME=VALUE, any number of times.
+        tag: NAME=VALUE, any number of times; the value is kept as a text.
         region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1.
         bundle: a folder, a .zip, or 'starter'.
         json: print one JSON object.
@@ -116,7 +117,7 @@ def search(
     text = None if image is None and shown is not None else query
     picture = None if shown is None else read_image(shown)
     with load_to_ask(bundle, memory) as ravlm:
-        found = ravlm.search(text=text, picture=picture, k=k, where=_where(tag))
+        found = ravlm.search(text=text, picture=picture, k=k, where=where_tags(tag))
     if json:
         say_json({"hits": [{"id": hit.id, "text": hit.text, "score": round(hit.score, 4)} for hit in found]})
     else:
@@ -150,8 +151,9 @@ def list_(memory: Path, /, *, tag: Tags = None, limit: Count = 50, json: bool = 
     from itertools import islice
 
     with _open(memory, read_only=True) as store:
-        total = store.count(_where(tag))
-        found = list(islice(store.entries(_where(tag)), limit))
+        where = where_tags(tag)
+        total = store.count(where)
+        found = list(islice(store.entries(where), limit))
     if json:
         rows = [{"id": e.id, "text": e.text, "answer": e.answer, "tags": dict(e.tags), "modality": e.modality,
                  "time": e.time} for e in found]  # fmt: skip
@@ -238,11 +240,30 @@ def parse_tags(pairs: list[str] | None) -> dict[str, str]:
     return tags
 
 
+def where_tags(pairs: list[str] | None) -> Where:
+    """A filter by NAME=VALUE pairs, which match what `list` shows so: texts, numbers and truth values."""
+    from edge_ravlm.runtime.memory import Where
+
+    return Where(tags={name: _readings(text) for name, text in parse_tags(pairs).items()})
+
+
 def load_to_ask(bundle: str, memory: Path, **settings: Any) -> Ravlm:
     """A bundle and a memory that is there; asking never writes, so read-only media serve as well."""
     from edge_ravlm.runtime.pipeline import load
 
     return load(bundle, memory, create=False, read_only=not os.access(memory, os.W_OK), **settings)
+
+
+def _readings(text: str) -> str | tuple[str | int | float | bool, ...]:
+    """A tag's value as a text, and as the number or truth value that it reads as, if a tag can hold that."""
+    from edge_ravlm.runtime.memory.entries import check_tag
+
+    try:
+        value = msgspec.json.decode(text.lower(), type=int | float | bool)
+        check_tag("value", value)
+    except (msgspec.MsgspecError, ValueError, UsageError):
+        return text
+    return text, value
 
 
 def _is_file(text: str) -> bool:
@@ -255,12 +276,6 @@ def _is_file(text: str) -> bool:
 def _compact(store: Memory) -> None:
     with progress("building the index") as advance:
         store.compact(lambda done, total: advance(completed=done, total=total))
-
-
-def _where(tag: list[str] | None) -> Where:
-    from edge_ravlm.runtime.memory import Where
-
-    return Where(tags=parse_tags(tag))
 
 
 def _open(memory: Path, *, read_only: bool = False) -> Memory:

@@ -126,14 +126,15 @@ class Where:
     """Which entries to look at; all conditions hold at once, an empty Where matches everything.
 
     Attributes:
-        tags: tag name to the value it must equal (as Python compares them); None means "has no such tag".
+        tags: tag name to the value it must equal (as Python compares them), or to a tuple of values that are all right;
+            None means "has no such tag".
         after: unix seconds; entries at this time or later.
         before: unix seconds; entries strictly earlier.
         modalities: any of these; None means all.
         ids: only these entries; None means all.
     """
 
-    tags: Mapping[str, Tag | None] = field(default_factory=dict)
+    tags: Mapping[str, Tag | tuple[Tag, ...] | None] = field(default_factory=dict)
     after: float | None = None
     before: float | None = None
     modalities: frozenset[str] | None = None
@@ -141,7 +142,9 @@ class Where:
 
     def __post_init__(self) -> None:
         for name, value in self.tags.items():
-            check_tag(name, "" if value is None else value)
+            check_tag(name, "")
+            for choice in choices(value):
+                check_tag(name, choice)
         for moment in (self.after, self.before):
             check_time("filter time", 0.0 if moment is None else moment)
         for modality in self.modalities or ():
@@ -159,6 +162,13 @@ class Where:
         """Whether it constrains anything."""
         limits = (self.after, self.before, self.modalities, self.ids)
         return bool(self.tags) or any(limit is not None for limit in limits)
+
+
+def choices(value: Tag | tuple[Tag, ...] | None) -> tuple[Tag, ...]:
+    """The values that a filter's tag may have; none where there must be no such tag."""
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
 
 
 def check_tag(name: str, value: Tag) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edge_ravlm.runtime.memory.entries import Ids, Where
+from edge_ravlm.runtime.memory.entries import Ids, Where, choices
 
 CACHED_FILTERS = 32
 
@@ -23,8 +23,10 @@ def conditions(where: Where, above: int = 0) -> tuple[str, list[object]]:
             clauses.append("e.id NOT IN (SELECT entry_id FROM tags WHERE key = ? AND entry_id > ?)")
             values += [key, above]
         else:
-            clauses.append("e.id IN (SELECT entry_id FROM tags WHERE key = ? AND value = ? AND entry_id > ?)")
-            values += [key, value, above]
+            wanted = choices(value)
+            marks = ", ".join("?" * len(wanted))
+            clauses.append(f"e.id IN (SELECT entry_id FROM tags WHERE key = ? AND value IN ({marks}) AND entry_id > ?)")
+            values += [key, *wanted, above]
     if where.after is not None:
         clauses.append("e.time >= ?")
         values.append(where.after)

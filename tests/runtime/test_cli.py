@@ -93,6 +93,22 @@ def test_a_text_of_several_lines_stays_one_entry(call: Call, tmp_path: Path) -> 
     assert "1 of 1" in out
 
 
+def test_a_tag_is_found_as_it_is_listed_whatever_it_holds(call: Call, tmp_path: Path, yard: Any) -> None:
+    path = tmp_path / "m"
+    with load("starter", path, threads=1) as ravlm:
+        ravlm.remember(yard.open, "the gate is open", tags={"floor": 3, "indoor": True, "share": 0.5, "zip": "007"})
+        ravlm.remember(yard.closed, "the gate is closed", tags={"floor": "3"})
+    found = {tag: json.loads(call("memory", "list", path, "--tag", tag, "--json")[1])["entries"]
+             for tag in ("floor=3", "floor=03", "floor=33", "indoor=True", "indoor=true", "indoor=False", "share=0.5",
+                         "zip=007", "zip=7", "floor=1e999", "floor=99999999999999999999", "floor=", "floor=null")
+             }  # fmt: skip
+    assert {tag: count for tag, count in found.items() if count} == {
+        "floor=3": 2, "indoor=True": 1, "indoor=true": 1, "share=0.5": 1, "zip=007": 1
+    }  # fmt: skip
+    hits = json.loads(call("search", path, "gate", "--tag", "floor=3", "--json")[1])["hits"]
+    assert len(hits) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -45,7 +45,14 @@ def test_the_longest_text_and_any_character_are_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tags": {"a": math.nan}}, {"after": math.inf}, {"modalities": {"smell"}}, {"tags": {"": None}}]
+    "wrong",
+    [
+        {"tags": {"a": math.nan}},
+        {"tags": {"a": (1, None)}},
+        {"after": math.inf},
+        {"modalities": {"smell"}},
+        {"tags": {"": None}},
+    ],
 )
 def test_filters_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
