@@ -64,7 +64,7 @@ def add(
 
 @app.command(name="import")
 def import_(memory: Path, source: Path, /, *, bundle: str = "starter", json: bool = False) -> int:
-    """Remember a folder of pictures, or the rows of a list.
+    """Remember a folder of pictures, or the rows of a list, except for what the memory holds already.
 
     Args:
         memory: the memory's folder; made if it is not there.
@@ -83,8 +83,8 @@ def import_(memory: Path, source: Path, /, *, bundle: str = "starter", json: boo
         _compact(ravlm.memory)
     for sentence in outcome.skipped:
         complain(f"skipped: {sentence}")
-    result = {"added": outcome.added, "skipped": len(outcome.skipped)}
-    _result(result, f"{outcome.added} added, {len(outcome.skipped)} skipped", json)
+    result = {"added": outcome.added, "present": outcome.present, "skipped": len(outcome.skipped)}
+    _result(result, f"{outcome.added} added, {outcome.present} there before, {len(outcome.skipped)} skipped", json)
     return 1 if outcome.skipped else 0
 
 

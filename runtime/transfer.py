@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from edge_ravlm.errors import DataError, FrameError, StorageError, UsageError
 from edge_ravlm.frames import Frame, Region, read_image
-from edge_ravlm.runtime.memory import Memory, NewEntry
+from edge_ravlm.runtime.memory import Entry, Memory, NewEntry
 from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.questions import REGION_TAG
 
@@ -49,11 +52,14 @@ class Imported:
     """What an import came to.
 
     Attributes:
-        added: entries that are now in the memory.
+        added: entries that are new in the memory.
+        present: rows that the memory held before: the same picture, text, answer, tags and kind, and the same time
+            where the row names one.
         skipped: a sentence for each row whose picture or text could not be used.
     """
 
     added: int = 0
+    present: int = 0
     skipped: list[str] = field(default_factory=list)
 
 
@@ -84,12 +90,19 @@ def read_rows(source: Path) -> tuple[list[Row], Path]:
 
 
 def import_rows(ravlm: Ravlm, rows: list[Row], base: Path, advance: Callable[..., None]) -> Imported:
-    """Embed and add rows in batches, each durable on its own; what no encoder can read is skipped and named."""
+    """Embed and add rows in batches, each durable on its own.
+
+    What the memory holds already is counted and left as it is; what no encoder can read is skipped and named.
+    """
     outcome = Imported()
+    held = _held(ravlm.memory, {row.text for row in rows})
     batch: list[NewEntry] = []
     for row in rows:
         entry = _entry(ravlm, row, base, outcome)
-        batch += [entry] if entry is not None else []
+        if entry is not None and _take(held, entry, row, base):
+            outcome.present += 1
+        elif entry is not None:
+            batch.append(entry)
         if len(batch) == _BATCH:
             outcome.added += len(ravlm.memory.add(batch))
             batch.clear()
@@ -139,35 +152,75 @@ def reembed(ravlm: Ravlm, memory: Memory, advance: Callable[..., None]) -> list[
         Entries whose kept picture is missing; they lose their image vector and are found by text only.
     """
     spaces = ravlm.memory.spaces
-    ids: dict[str, list[int]] = {name: [] for name in spaces}
-    vectors: dict[str, list[np.ndarray]] = {name: [] for name in spaces}
     without: list[int] = []
-    for entry in memory.entries():
-        thumbnail = None if entry.thumbnail is None else _decoded(entry.thumbnail)
-        # What was taught in a region is looked at as a region is.
-        region = None
-        if thumbnail is not None and REGION_TAG in entry.tags:
-            height, width = thumbnail.pixels.shape[:2]
-            region = Region.box(0, 0, width, height)
-        embedded = ravlm.entry(thumbnail, entry.text, region=region).vectors
-        for name, vector in embedded.items():
-            ids[name].append(entry.id)
-            vectors[name].append(np.asarray(vector))
-        if thumbnail is None and entry.modality in ("frame", "image"):
-            without.append(entry.id)
-        advance()
-    for name, space in spaces.items():
-        rows = np.stack(vectors[name]) if vectors[name] else np.empty((0, space.dim), np.float32)
-        memory.reembed(name, space, ids[name], rows, ravlm.flavor)
+    done: set[int] = set()
+    before = -1
+    while len(done) > before:  # once more for what was taught meanwhile
+        before = len(done)
+        ids: dict[str, list[int]] = {name: [] for name in spaces}
+        vectors: dict[str, list[np.ndarray]] = {name: [] for name in spaces}
+        for entry in memory.entries():
+            if entry.id in done:
+                continue
+            thumbnail = None if entry.thumbnail is None else _decoded(entry.thumbnail)
+            embedded = ravlm.entry(thumbnail, entry.text, region=_looked_at(thumbnail, entry.tags)).vectors
+            for name, vector in embedded.items():
+                ids[name].append(entry.id)
+                vectors[name].append(np.asarray(vector))
+            if thumbnail is None and entry.modality in ("frame", "image"):
+                without.append(entry.id)
+            done.add(entry.id)
+            advance()
+        for name, space in spaces.items():
+            rows = np.stack(vectors[name]) if vectors[name] else np.empty((0, space.dim), np.float32)
+            memory.reembed(name, space, ids[name], rows, ravlm.flavor)
     memory.compact()
     return without
+
+
+def _looked_at(kept: Frame | None, tags: Mapping[str, Scalar]) -> Region | None:
+    """All of a kept picture, where it is what was taught in a region: that is looked at as a region is."""
+    if kept is None or REGION_TAG not in tags:
+        return None
+    height, width = kept.pixels.shape[:2]
+    return Region.box(0, 0, width, height)
+
+
+def _held(memory: Memory, texts: AbstractSet[str]) -> Counter[tuple[object, ...]]:
+    """How often the memory holds what may be imported, with its time and without."""
+    held: Counter[tuple[object, ...]] = Counter()
+    for entry in memory.entries():
+        if entry.text in texts:
+            held.update(_said(entry, time, entry.thumbnail) for time in (entry.time, None))
+    return held
+
+
+def _take(held: Counter[tuple[object, ...]], entry: NewEntry, row: Row, base: Path) -> bool:
+    """Whether the memory held this before the import, as often as the rows so far say it."""
+    pictures = [entry.thumbnail]
+    if row.image is not None and held:
+        with suppress(OSError):
+            pictures.append((base / row.image).read_bytes())  # an export's pictures are a memory's thumbnails
+    for picture in pictures:
+        said = _said(entry, row.time, picture)
+        if held[said] > 0:
+            held[said] -= 1
+            return True
+    return False
+
+
+def _said(entry: Entry | NewEntry, time: float | None, picture: bytes | None) -> tuple[object, ...]:
+    return entry.text, entry.answer, frozenset(entry.tags.items()), entry.modality, time, hash(picture)
 
 
 def _entry(ravlm: Ravlm, row: Row, base: Path, outcome: Imported) -> NewEntry | None:
     modality = row.modality or ("text" if row.image is None else "image")
     try:
         frame = None if row.image is None else read_image(base / row.image)
-        return ravlm.entry(frame, row.text, answer=row.answer, tags=row.tags, modality=modality, at=row.time)
+        region = _looked_at(frame, row.tags)
+        return ravlm.entry(
+            frame, row.text, answer=row.answer, tags=row.tags, region=region, modality=modality, at=row.time
+        )
     except FrameError as error:
         outcome.skipped.append(str(error))
     except UsageError as error:  # a text that the tokenizer finds nothing in

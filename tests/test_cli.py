@@ -122,7 +122,7 @@ def test_a_memory_is_listed_checked_compacted_and_moved(
     assert (code, json.loads(out)) == (0, {"ok": True, "entries": 2, "problems": []})
     assert invoke(capsys, "memory", "export", memory, tmp_path / "out")[0] == 0
     code, out, _ = invoke(capsys, "memory", "import", tmp_path / "copy.memory", tmp_path / "out", "--json")
-    assert (code, json.loads(out)) == (0, {"added": 2, "skipped": 0})
+    assert (code, json.loads(out)) == (0, {"added": 2, "present": 0, "skipped": 0})
     code, out, _ = invoke(capsys, "memory", "list", tmp_path / "copy.memory", "--tag", "region=gate")
     assert "2 of 2" in out
     code, out, _ = invoke(capsys, "memory", "remove", memory, 1, "--json")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -152,6 +154,47 @@ def test_an_exported_memory_imports_as_it_was(ravlm: Ravlm, tmp_path: Path) -> N
         assert other.ask(pixels, "what is this?").text == "open"
 
 
+def test_what_was_taught_in_a_region_is_looked_at_alike_after_a_round_trip(
+    ravlm: Ravlm, tmp_path: Path, yard: Any
+) -> None:
+    ids = [ravlm.remember(getattr(yard, name), f"the gate is {name}", region=yard.gate) for name in ("open", "closed")]
+    export_memory(ravlm.memory, tmp_path / "out", nothing)
+    rows, base = read_rows(tmp_path / "out")
+    with load("starter", tmp_path / "copy.memory", threads=1) as copy, Memory.open(tmp_path / "home.memory") as same:
+        import_rows(copy, rows, base, nothing)
+        reembed(copy, same, nothing)  # from the same kept pictures
+        np.testing.assert_allclose(copy.memory.vectors("image", ids), same.vectors("image", ids), atol=1e-3)
+
+
+def test_an_import_adds_only_what_is_not_there(ravlm: Ravlm, tmp_path: Path) -> None:
+    for name, colour in (("mug", (0, 0, 200)), ("bowl", (200, 0, 0))):
+        picture(tmp_path / f"{name}.png", colour)
+    facts = '{"text": "bins go out on Monday"}\n' * 2 + '{"text": "bins go out on Monday", "time": 5.0}\n'
+    (tmp_path / "one.jsonl").write_text('{"text": "a thing", "image": "mug.png", "time": 7.0}\n' + facts)
+    outcome = import_rows(ravlm, *read_rows(tmp_path / "one.jsonl"), nothing)
+    assert (outcome.added, outcome.present) == (4, 0)
+    outcome = import_rows(ravlm, *read_rows(tmp_path / "one.jsonl"), nothing)
+    assert (outcome.added, outcome.present) == (0, 4)
+    # Another picture, answer, tag or time makes another entry, whatever else is the same.
+    (tmp_path / "two.jsonl").write_text(
+        '{"text": "a thing", "image": "bowl.png", "time": 7.0}\n'
+        '{"text": "a thing", "image": "mug.png", "time": 8.0}\n'
+        '{"text": "a thing", "image": "mug.png", "time": 7.0, "answer": "mug"}\n'
+        '{"text": "a thing", "image": "mug.png", "time": 7.0, "tags": {"n": 1}}\n'
+    )
+    outcome = import_rows(ravlm, *read_rows(tmp_path / "two.jsonl"), nothing)
+    assert (outcome.added, outcome.present) == (4, 0)
+
+
+def test_an_export_is_merged_into_the_memory_that_lost_a_part_of_it(ravlm: Ravlm, tmp_path: Path) -> None:
+    pixels = cv2.imread(str(picture(tmp_path / "a.png", (10, 120, 40))))
+    ids = [ravlm.remember(pixels, "the gate is open") for _ in range(3)]
+    export_memory(ravlm.memory, tmp_path / "out", nothing)
+    ravlm.forget(ids[:1])
+    outcome = import_rows(ravlm, *read_rows(tmp_path / "out"), nothing)
+    assert (outcome.added, outcome.present, len(ravlm.memory)) == (1, 2, 3)
+
+
 def test_export_refuses_a_folder_that_is_there(ravlm: Ravlm, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="choose another name"):
@@ -177,3 +220,22 @@ def test_a_memory_of_another_encoder_is_refused_until_it_is_embedded_again(tmp_p
         assert again.ask(pixels, "is the gate open?").text == "the gate is open"
         assert again.memory.spaces["image"].id == Bundle.open("starter").manifest.image_space.id
         assert again.memory.verify() == []
+
+
+def test_what_is_taught_while_a_memory_is_embedded_again_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "old.memory"
+    foreign = {"image": Space("0" * 64, 8), "text": Space("1" * 64, 8)}
+    with load("starter", threads=1) as ravlm, Memory.open(path, foreign) as writer, Memory.open(path) as memory:
+        facts = iter([ravlm.entry(None, text) for text in ("bins go out on Monday", "the key is under the pot")])
+
+        def teach(**_: object) -> None:
+            for fact in itertools.islice(facts, 1):
+                writer.add([dataclasses.replace(fact, vectors={"text": np.eye(8, dtype=np.float32)[0]})])
+
+        teach()
+        assert reembed(ravlm, memory, teach) == []
+    with load("starter", path, threads=1) as again:
+        assert {hit.text for hit in again.search(text="the key")} == {
+            "bins go out on Monday",
+            "the key is under the pot",
+        }
