@@ -10,21 +10,23 @@ from typing import Any
 
 import msgspec
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""Characters that command a terminal, to what is shown instead: texts may come from anywhere."""
+
 
 def say(line: str = "") -> None:
     """One line of result."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    _write(line.translate(_CONTROLS))
 
 
 def say_json(value: Any) -> None:
     """One JSON object on one line, for machines."""
-    say(msgspec.json.encode(value, enc_hook=str).decode())
+    _write(msgspec.json.encode(value, enc_hook=str).decode())
 
 
 def complain(line: str) -> None:
     """One line that is no result."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(line.translate(_CONTROLS) + "\n")
 
 
 @contextmanager
@@ -49,11 +51,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(cell.translate(_CONTROLS)) for cell in row))
     console = Console()
     with console.capture() as lines:  # rich itself exits with 1 when the reader has seen enough
         console.print(drawn)
-    say(lines.get().rstrip("\n"))
+    _write(lines.get().rstrip("\n"))
+
+
+def _write(lines: str) -> None:
+    sys.stdout.write(lines + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

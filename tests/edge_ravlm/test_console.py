@@ -53,6 +53,20 @@ def test_a_table_shows_its_cells_as_they_are(capsys: Captured, cell: str) -> Non
     assert err == ""
 
 
+def test_control_characters_are_shown_and_never_reach_the_terminal(capsys: Captured) -> None:
+    text = "a \x1b[31mred\x1b[0m\x07\r\x9b2J gate\x7f"
+    say(f"two\nlines {text}")
+    complain(text)
+    table("", ("column",), [(text,)])
+    out, err = capsys.readouterr()
+    for shown in (out.partition("\n")[2], out, err):
+        assert "\\x1b[31mred\\x1b[0m\\x07\\x0d\\x9b2J gate\\x7f" in shown
+        assert not set(shown) & {"\x1b", "\x07", "\r", "\x9b", "\x7f"}
+    assert out.startswith("two\nlines")
+    say_json({"text": text})
+    assert json.loads(capsys.readouterr().out)["text"] == text
+
+
 def test_a_long_cell_is_folded_and_never_cut(capsys: Captured) -> None:
     table("", ("path",), [("x" * 300,)])
     assert capsys.readouterr().out.count("x") == 300
