@@ -85,7 +85,7 @@ class Region:
                 got=f"'{body}'",
                 do="write for instance --region 'gate=40,60,200,180'",
             ) from None
-        return cls(points, head or name)
+        return cls(points, head.strip() or name)
 
     def _corners(self) -> tuple[tuple[int, int], tuple[int, int]]:
         xs, ys = [p[0] for p in self.points], [p[1] for p in self.points]

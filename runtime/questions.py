@@ -24,6 +24,9 @@ OPEN_QUESTIONS = ("what is this?", "what do you see?", "what is shown here?", "w
 _TEXT_ARM, IMAGE_ARM = 256, 64
 """How many memories each retrieval brings. The image arm is only needed when the text arm is full."""
 
+_NAMED = 5
+"""At most so many regions are named to somebody who asks about another one."""
+
 Vector = NDArray[np.float32]
 
 
@@ -201,4 +204,8 @@ def _why_empty(memory: Memory, scope: Where) -> str:
     if not len(memory):
         return "nothing was taught yet"
     region = scope.tags.get(REGION_TAG)
-    return f"nothing was taught in region '{region}'" if region else "no memory matches the filter"
+    if not region or memory.count(Where(tags={REGION_TAG: region})):
+        return "no memory matches the filter"
+    taught = [f"'{name}'" for name in memory.tag_values(REGION_TAG, _NAMED + 1)]
+    named = ", ".join([*taught[:_NAMED], "…"] if len(taught) > _NAMED else taught)
+    return f"nothing was taught in region '{region}'" + (f"; regions taught: {named}" if named else "")

@@ -17,7 +17,7 @@ from edge_ravlm.errors import MemoryFault, UsageError
 from edge_ravlm.runtime.memory import generations
 from edge_ravlm.runtime.memory.compaction import Compactor, Progress
 from edge_ravlm.runtime.memory.database import Mode, folder_lock, prepare, reading_mode
-from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Rows, Space, Where, check_field_name, unit
+from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Rows, Space, Tag, Where, check_field_name, unit
 from edge_ravlm.runtime.memory.faults import reported
 from edge_ravlm.runtime.memory.live import Live, check_spaces
 from edge_ravlm.runtime.memory.stats import FieldStats, Stats
@@ -120,6 +120,11 @@ class Memory:
         """How many entries match; all without a filter."""
         with self._live.reading() as store:
             return store.count(where or Where())
+
+    def tag_values(self, name: str, limit: int = 100) -> list[Tag]:
+        """The different values that a tag has, ascending, at most so many; truth values come as 0 and 1."""
+        with self._live.reading() as store:
+            return store.tag_values(name, limit)
 
     def get(self, ids: Sequence[int]) -> list[Entry]:
         """Entries in the order of ids; raises MemoryFault naming the first id that does not exist."""

@@ -142,6 +142,11 @@ class Store:
         clause, values = conditions(where)
         return self._number(f"SELECT count(*) FROM entries e WHERE {clause}", values)
 
+    def tag_values(self, name: str, limit: int) -> list[Tag]:
+        """Some of the different values of a tag, ascending; truth values as 0 and 1."""
+        rows = self._db.execute("SELECT DISTINCT value FROM tags WHERE key = ? ORDER BY value LIMIT ?", (name, limit))
+        return [row[0] for row in rows]
+
     def entries(self, ids: Sequence[int]) -> dict[int, Entry]:
         """Those of ids that exist; raises MemoryDamaged if one is not what was added."""
         wanted = [json_list(list(ids))]

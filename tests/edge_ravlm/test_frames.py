@@ -173,6 +173,7 @@ def test_a_region_without_pixels_is_refused(points: tuple[tuple[int, int], ...])
         ("gate=1,2,3,4", Region.box(1, 2, 3, 4, name="gate")),
         ("the = gate=1,2,3,4", Region.box(1, 2, 3, 4, name="the = gate")),
         ("0,0 9,0 9,9", Region(((0, 0), (9, 0), (9, 9)))),
+        (" gate =1,2,3,4", Region.box(1, 2, 3, 4, name="gate")),
         (" 1, 2, 3, 4 ", Region.box(1, 2, 3, 4)),
     ],
 )

@@ -110,7 +110,14 @@ def test_an_empty_memory_an_empty_region_and_an_empty_filter_are_told_apart(
     assert topic_of(memory, GATE, rules).silence == "nothing was taught yet"
     tell("the gate is open", GATE)
     assert topic_of(memory, GATE, rules, tags={"camera": "yard"}).silence == "no memory matches the filter"
-    assert topic_of(memory, GATE, rules, tags={REGION_TAG: "door"}).silence == "nothing was taught in region 'door'"
+    in_door = {REGION_TAG: "door"}
+    assert topic_of(memory, GATE, rules, tags=in_door).silence == "nothing was taught in region 'door'"
+    for name in ("gate", "gate", "yard", "a", "b", "c", "d"):
+        tell("the gate is open", GATE, tags={REGION_TAG: name})
+    silence = topic_of(memory, GATE, rules, tags=in_door).silence
+    assert silence == "nothing was taught in region 'door'; regions taught: 'a', 'b', 'c', 'd', 'gate', …"
+    both = {REGION_TAG: "gate", "camera": "yard"}
+    assert topic_of(memory, GATE, rules, tags=both).silence == "no memory matches the filter"
 
 
 def test_filters_hold_for_siblings_and_neighbours_too(memory: Memory, tell: Tell, rules: Answering) -> None:

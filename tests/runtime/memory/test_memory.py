@@ -296,6 +296,15 @@ def test_any_iterable_of_entries_is_added_and_one_id_is_removed(memory: Memory, 
     assert [entry.id for entry in memory.entries()] == [4]
 
 
+def test_the_values_of_a_tag_are_told_once_each(memory: Memory, entries: Make) -> None:
+    ids = memory.add(entries(9))
+    assert memory.tag_values("side") == ["left", "right"]
+    assert memory.tag_values("n", 3) == [0, 1, 2]
+    assert memory.tag_values("absent") == []
+    memory.remove(ids[1::2])
+    assert memory.tag_values("side") == ["left"]
+
+
 def test_compaction_tells_its_progress(memory: Memory, entries: Make) -> None:
     memory.add(entries(30))
     told: list[tuple[int, int]] = []
