@@ -53,6 +53,10 @@ def add(
     from edge_ravlm.frames import Region, read_image
     from edge_ravlm.runtime.pipeline import load
 
+    if region is not None and image is None:
+        raise UsageError(
+            "--region", expected="a picture that it is part of", got="none", do="give --image, or leave --region out"
+        )
     picture = None if image is None else read_image(image)
     where = None if region is None else Region.parse(region)
     tags = parse_tags(tag)
@@ -112,8 +116,10 @@ def search(
         json: print one JSON object.
     """
     from edge_ravlm.frames import read_image
+    from edge_ravlm.runtime.transfer import IMAGE_SUFFIXES
 
-    shown = Path(query) if image is None and _is_file(query) else image
+    pictured = _is_file(query) or Path(query).suffix.lower() in IMAGE_SUFFIXES  # a misspelt path is no text
+    shown = Path(query) if image is None and pictured else image
     text = None if image is None and shown is not None else query
     picture = None if shown is None else read_image(shown)
     with load_to_ask(bundle, memory) as ravlm:
@@ -125,17 +131,25 @@ def search(
 
 
 @app.command
-def remove(memory: Path, ids: list[int], /, *, json: bool = False) -> None:
-    """Forget entries by id.
+def remove(memory: Path, ids: list[int], /, *, json: bool = False) -> int:
+    """Forget entries by id; fails if none of them is there.
 
     Args:
         memory: the memory's folder.
         ids: as `list` and `search` show them.
         json: print one JSON object.
     """
+    from edge_ravlm.runtime.memory import Where
+
     with _open(memory) as store:
+        known = {entry.id for entry in store.entries(Where(ids=frozenset(ids)))}
+        unknown = sorted(set(ids) - known)
         removed = store.remove(ids)
-        _result({"removed": removed, "entries": len(store)}, f"{removed} removed", json)
+        result = {"removed": removed, "unknown": unknown, "entries": len(store)}
+        _result(result, f"{removed} removed", json)
+    if unknown:
+        complain(f"not in memory '{memory}': {', '.join(map(str, unknown))}; see `edge-ravlm memory list`")
+    return 0 if removed else 1
 
 
 @app.command(name="list")

@@ -126,7 +126,7 @@ def test_a_memory_is_listed_checked_compacted_and_moved(
     code, out, _ = invoke(capsys, "memory", "list", tmp_path / "copy.memory", "--tag", "region=gate")
     assert "2 of 2" in out
     code, out, _ = invoke(capsys, "memory", "remove", memory, 1, "--json")
-    assert (code, json.loads(out)) == (0, {"removed": 1, "entries": 1})
+    assert (code, json.loads(out)) == (0, {"removed": 1, "unknown": [], "entries": 1})
     code, out, _ = invoke(capsys, "memory", "reembed", memory, "--json")
     assert (code, json.loads(out)) == (0, {"entries": 1, "without_picture": 0})
 

@@ -157,9 +157,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+_TEACH = "check the path, or teach with `edge-ravlm memory add`"
+
+
 def _check_folder(folder: Path, *, create: bool) -> None:
     if not folder.exists():
-        raise MemoryFault(f"memory '{folder}'", expected="a memory", got="nothing there", do="check the path")
+        raise MemoryFault(f"memory '{folder}'", expected="a memory", got="nothing there", do=_TEACH)
     if not folder.is_dir():
         raise foreign(folder, "a file")
     if (folder / FILE).exists():
@@ -167,7 +170,7 @@ def _check_folder(folder: Path, *, create: bool) -> None:
     if any(not path.name.startswith(_UNFINISHED) for path in folder.iterdir()):
         raise foreign(folder, f"a folder of other things, without {FILE}")
     if not create:
-        raise MemoryFault(f"memory '{folder}'", expected="a memory", got="an empty folder", do="check the path")
+        raise MemoryFault(f"memory '{folder}'", expected="a memory", got="an empty folder", do=_TEACH)
 
 
 def _create(folder: Path) -> None:

@@ -93,6 +93,23 @@ def test_a_text_of_several_lines_stays_one_entry(call: Call, tmp_path: Path) -> 
     assert "1 of 1" in out
 
 
+def test_ids_that_were_not_there_are_named(call: Call, memory: Path) -> None:
+    code, out, err = call("memory", "remove", memory, 99, 1, 98)
+    assert (code, out) == (0, "1 removed\n")
+    assert "98, 99" in err
+    code, out, err = call("memory", "remove", memory, 1, 2**80, "--json")
+    assert (code, json.loads(out)) == (1, {"removed": 0, "unknown": [1, 2**80], "entries": 1})
+    code, out, err = call("memory", "remove", memory, 2, "--json")
+    assert (code, json.loads(out), err) == (0, {"removed": 1, "unknown": [], "entries": 0}, "")
+
+
+def test_importing_twice_says_what_was_there(call: Call, memory: Path, tmp_path: Path) -> None:
+    assert call("memory", "export", memory, tmp_path / "out")[0] == 0
+    code, out, _ = call("memory", "import", memory, tmp_path / "out", "--json")
+    assert (code, json.loads(out)) == (0, {"added": 0, "present": 2, "skipped": 0})
+    assert json.loads(call("memory", "list", memory, "--json")[1])["entries"] == 2
+
+
 def test_a_tag_is_found_as_it_is_listed_whatever_it_holds(call: Call, tmp_path: Path, yard: Any) -> None:
     path = tmp_path / "m"
     with load("starter", path, threads=1) as ravlm:
@@ -113,12 +130,16 @@ def test_a_tag_is_found_as_it_is_listed_whatever_it_holds(call: Call, tmp_path: 
     ("arguments", "code", "says"),
     [
         (("memory", "list", "{memory}", "--limit", "-1"), 2, "limit"),
-        (("memory", "remove", "{memory}", "-1"), 0, ""),
-        (("memory", "remove", "{memory}", str(2**80)), 0, ""),
+        (("memory", "remove", "{memory}", "-1"), 1, "-1"),
+        (("memory", "remove", "{memory}", str(2**80)), 1, str(2**80)),
         (("search", "{memory}", "x" * 10_000), 2, "10000 characters"),
         (("search", "{memory}", ""), 2, "question"),
         (("search", "{memory}", "gate", "--image", "{tmp}"), 1, "image"),
         (("search", "{tmp}/none", "gate"), 1, "none"),
+        (("search", "{memory}", "{tmp}/nope.JPG"), 1, "nope.JPG"),
+        (("memory", "list", "{tmp}/none"), 1, "teach with `edge-ravlm memory add`"),
+        (("ask", "starter", "x", "--memory", "{tmp}/none", "--image", "{still}"), 1, "edge-ravlm memory add"),
+        (("memory", "add", "{tmp}/new", "--text", "x", "--region", "gate=1,2,3,4"), 2, "--image"),
         (("run", "--source", "{still}", "--ask", "x", "--memory", "{memory}", "--frames", "-3"), 2, "frames"),
         (("run", "--source", "{still}", "--ask", "", "--memory", "{memory}"), 2, "question"),
         (("run", "--source", "{still}", "--ask", "x", "--memory", "{tmp}/none"), 1, "none"),
