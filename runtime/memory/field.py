@@ -108,9 +108,9 @@ class Field:
             self._alive[: self._count][hit] = False
 
     def _grow(self, needed: int) -> None:
-        if needed <= len(self._ids):
+        if needed <= len(self._alive):  # the last one to grow: Ctrl-C may come in between
             return
-        size = max(needed, 2 * len(self._ids))
+        size = max(needed, 2 * len(self._alive))
         for name in ("_ids", "_rows", "_alive"):
             old = getattr(self, name)
             new = np.zeros((size, *old.shape[1:]), old.dtype)

@@ -187,13 +187,14 @@ class Live:
             ids, rows = self._store.vectors_since(name, spaces[name].dim, self._vector_seq)
             if len(ids):
                 field.put(ids, rows)
-        self._vector_seq = max(self._vector_seq, self._store.newest_vector())
-        self._gone_seq, gone = self._store.gone_since(self._gone_seq)
+        gone_seq, gone = self._store.gone_since(self._gone_seq)
         if len(gone):
             for field in self._fields.values():
                 field.drop(gone)
         views = {name: field.view() for name, field in self._fields.items()}
         self._view = View(state.version, state.generation, spaces, views)
+        # Last: what Ctrl-C cuts short is taken in once more.
+        self._vector_seq, self._gone_seq = max(self._vector_seq, self._store.newest_vector()), gone_seq
 
 
 def check_spaces(folder: Path, stored: Mapping[str, Space], expected: Mapping[str, Space]) -> None:

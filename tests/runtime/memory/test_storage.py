@@ -20,6 +20,7 @@ from usearch.index import Index
 
 from edge_ravlm.errors import StorageError, UsageError
 from edge_ravlm.runtime.memory import Memory, NewEntry, Space, compaction, database, generations, index
+from edge_ravlm.runtime.memory.field import Field
 
 Make = Callable[..., list[NewEntry]]
 
@@ -226,3 +227,28 @@ def test_ctrl_c_during_a_write_leaves_no_transaction_open(
     assert memory.add(entries(1)) == [1]
     with Memory.open(folder, spaces) as other:
         assert other.add(entries(1)) == [2]
+
+
+@pytest.mark.parametrize("method", ["put", "drop", "view"])
+@pytest.mark.parametrize("late", [False, True])
+def test_ctrl_c_while_changes_are_taken_in_loses_none_of_them(
+    memory: Memory, entries: Make, monkeypatch: pytest.MonkeyPatch, method: str, late: bool
+) -> None:
+    ids = memory.add(entries(5))
+    assert len(memory.search("image", np.ones(16), 999)) == 5
+    memory.remove(ids[:2])
+    if method != "drop":  # which would be that of what is put
+        memory.add(entries(100))
+    step = getattr(Field, method)
+
+    def interrupted(*args: Any) -> Any:
+        if late:
+            step(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Field, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            memory.search("image", np.ones(16), 999)
+    hits = memory.search("image", np.ones(16), 999)
+    assert sorted(hit.id for hit in hits) == [entry.id for entry in memory.entries()]
