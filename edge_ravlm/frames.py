@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ class Frame:
         captured_at: seconds on ``time.monotonic()``'s clock; deadlines count from here.
         index: position in its source, 0-based; -1 when it has none.
         source: the name of the camera or file it came from.
+        recorded: whether it was read from a file: nobody waits for it yet, so deadlines count from the question.
     """
 
     pixels: Pixels
     captured_at: float = field(default_factory=time.monotonic)
     index: int = -1
     source: str = ""
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pixels", as_bgr(self.pixels))
@@ -49,7 +52,8 @@ class Region:
     """The part of the picture that a question is about.
 
     Attributes:
-        points: polygon corners (x, y) in pixels; two points mean a box (opposite corners).
+        points: polygon corners (x, y) in pixels; two points mean a box (opposite corners). Fractions, as detectors
+            give them, are rounded.
         name: memories taught in a named region are compared with that region only.
     """
 
@@ -57,14 +61,19 @@ class Region:
     name: str = ""
 
     def __post_init__(self) -> None:
-        (x0, y0), (x1, y1) = self._corners()
-        if len(self.points) < 2 or x1 <= x0 or y1 <= y0:
+        try:
+            points = tuple((round(x), round(y)) for x, y in self.points)
+        except (TypeError, ValueError, OverflowError):  # no pairs, no numbers, or none that is finite
+            points = ()
+        (x0, y0), (x1, y1) = _corners(points)
+        if len(points) < 2 or x1 <= x0 or y1 <= y0:
             raise UsageError(
                 f"region '{self.name or 'unnamed'}'",
                 expected="a box x0,y0,x1,y1 or a polygon of 3 or more points that encloses pixels",
                 got=str(self.points),
                 do="give the corners in pixels of the frame",
             )
+        object.__setattr__(self, "points", points)
 
     @classmethod
     def box(cls, x0: int, y0: int, x1: int, y1: int, name: str = "") -> Region:
@@ -87,18 +96,12 @@ class Region:
             ) from None
         return cls(points, head.strip() or name)
 
-    def _corners(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        xs, ys = [p[0] for p in self.points], [p[1] for p in self.points]
-        if not xs:
-            return (0, 0), (0, 0)
-        return (min(xs), min(ys)), (max(xs), max(ys))
-
     def crop(self, pixels: Pixels) -> Pixels:
         """The region's bounding box, a view where the region is a box.
 
         Outside a polygon pixels become mid-grey (127), which the encoders normalise to about zero.
         """
-        (x0, y0), (x1, y1) = self._corners()
+        (x0, y0), (x1, y1) = _corners(self.points)
         height, width = pixels.shape[:2]
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
             raise UsageError(
@@ -114,6 +117,12 @@ class Region:
         inside = np.zeros(crop.shape[:2], np.uint8)
         cv2.fillPoly(inside, [np.asarray(self.points, np.int32) - np.asarray(origin, np.int32)], 1)
         return np.where(inside[..., None].astype(bool), crop, np.uint8(127))
+
+
+def _corners(points: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of the box around them; an empty one where there are none."""
+    xs, ys = [x for x, _ in points] or [0], [y for _, y in points] or [0]
+    return (min(xs), min(ys)), (max(xs), max(ys))
 
 
 def as_bgr(picture: NDArray[Any]) -> Pixels:
@@ -172,6 +181,6 @@ def read_image(path: str | Path) -> Frame:
     if pixels is None:
         raise FrameError(what, expected="a picture", got=f"{data.size} bytes OpenCV cannot decode", do=do)
     try:
-        return Frame(np.asarray(pixels, np.uint8), source=str(path))
+        return Frame(np.asarray(pixels, np.uint8), source=str(path), recorded=True)
     except FrameError as error:
         raise FrameError(what, expected=error.expected, got=error.got, do=error.do) from None

@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
+from typing import Any
 
 from edge_ravlm.errors import UsageError
 from edge_ravlm.runtime.answer import Latency
@@ -148,11 +150,12 @@ class Paces:
 
 def check_budget(budget_ms: float) -> float:
     """The budget; raises UsageError unless it is above zero."""
-    if not budget_ms > 0:
+    given: Any = budget_ms
+    if not isinstance(given, Real) or not float(given) > 0:
         raise UsageError(
             "budget",
             expected="milliseconds above zero",
-            got=f"{budget_ms} ms",
+            got=f"{given} ms" if isinstance(given, Real) else repr(given),
             do="give for instance --budget-ms 40",
         )
     return float(budget_ms)

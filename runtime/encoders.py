@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, UsageError
-from edge_ravlm.frames import Frame, Pixels
+from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.manifest import Closer
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
@@ -54,6 +54,10 @@ class Look:
     meaning: Vector | None = None
     focus: Focus | None = None
     glimpse: bool = False
+
+    def is_first(self, region: Region | None) -> bool:
+        """Whether there could be a better one: closer, or where somebody said where to look, the full one."""
+        return self.focus is not None if region is None else self.glimpse
 
 
 class Eye:
@@ -217,6 +221,7 @@ class TextEncoder:
         self.space = bundle.manifest.text_space
         self._tokenizer = open_tokenizer(bundle, bundle.manifest.tokenizer)
         self._tokenizer.enable_padding()
+        self._tokenizer.no_truncation()  # its table has a row for each token, however many: nothing said is left out
         # One short sentence is a table look-up: a second thread costs more than it brings.
         self._session = open_session(bundle.read(models.text.file), models.text, 1, bundle)
         self.embed_question = lru_cache(maxsize=1024)(self._embed_question)

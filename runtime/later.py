@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -27,10 +28,11 @@ class Later(Generic[T]):
         self._make, self._after_s = make, after_s
         self._made: T | None = None
         self._error: Exception | None = None
-        self._closed = False
-        self._wanted = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="later")
+        self._closed, self._wanted = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="later", daemon=True)
         self._thread.start()
+        # A program that ends without ``close`` does not wait for what nobody wanted, and ends no work half-way.
+        weakref.finalize(self, _end, self._closed, self._wanted, self._thread)
 
     def get(self) -> T:
         """It, once it is there; raises what making it raised."""
@@ -42,17 +44,22 @@ class Later(Generic[T]):
 
     def close(self) -> None:
         """Close it if it was made; else it is not made any more."""
-        self._closed = True
-        self._wanted.set()
-        self._thread.join()
+        _end(self._closed, self._wanted, self._thread)
         if self._made is not None:
             self._made.close()
 
     def _run(self) -> None:
         self._wanted.wait(self._after_s)
-        if self._closed:
+        if self._closed.is_set():
             return
         try:
             self._made = self._make()
         except Exception as error:  # whoever wants it will hear of it
             self._error = error
+
+
+def _end(closed: threading.Event, wanted: threading.Event, thread: threading.Thread) -> None:
+    closed.set()
+    wanted.set()
+    if thread is not threading.current_thread():  # which drops the last reference where nobody else has kept one
+        thread.join()

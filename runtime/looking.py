@@ -23,8 +23,8 @@ AFTER_LOOKING = ("search", "vote")
 TOGETHER = (4, 3, 2)
 """Numbers of pictures that may be looked at in one run, largest first."""
 
-_KEPT = 4
-"""Frames whose looks are kept: as many as may be looked at together, each of another camera."""
+_KEPT, _KEPT_BYTES = 4, 1 << 26
+"""Frames whose looks are kept: as many as may be looked at together, each of another camera; of large ones one."""
 
 _TURNS, _WORTH = 7, 0.95
 """Measured so often; a picture has to take less than this share of its time alone."""
@@ -230,10 +230,13 @@ class Looking:
         self._run(pixels)
         return (time.perf_counter() - began) * 1e3
 
+    def _kept_bytes(self) -> int:
+        return sum(kept.frame.pixels.nbytes for kept in self._kept.values())
+
     def _seen(self, frame: Frame, region: Region | None) -> _Seen:
         with self._lock:
             kept = self._kept.setdefault(id(frame), _Kept(frame))  # as long as it is kept, no other has its id
             self._kept.move_to_end(id(frame))
-            while len(self._kept) > _KEPT:
+            while len(self._kept) > (_KEPT if self._kept_bytes() <= _KEPT_BYTES else 1):
                 self._kept.popitem(last=False)
             return kept.regions.setdefault(region, _Seen())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from edge_ravlm.bundle import STARTER, Bundle
 from edge_ravlm.errors import EdgeRavlmError, MemoryFault, UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Evidence, Level
+from edge_ravlm.runtime.arguments import check_region, check_where
 from edge_ravlm.runtime.deadline import Deadline, Paces, check_budget
 from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder, check_question
 from edge_ravlm.runtime.fusion.decoder import no_decoder
@@ -32,6 +34,7 @@ from edge_ravlm.runtime.questions import (
     Standing,
     Topic,
     find_topic,
+    openness,
     scope_of,
     with_neighbours,
 )
@@ -162,7 +165,7 @@ class Ravlm:
         Returns:
             The entry's id.
         """
-        if text == "":  # ``entry`` may take a picture without words; teaching is naming
+        if isinstance(text, str) and not text:  # ``entry`` may take a picture without words; teaching is naming
             raise nothing_said()
         return self.memory.add([self.entry(picture, text, answer=answer, tags=tags, region=region)])[0]
 
@@ -206,7 +209,8 @@ class Ravlm:
         """Answer a question about a picture from the memory.
 
         Args:
-            picture: a Frame (its capture starts the clock), or uint8 [h, w, 3] BGR (the call starts it).
+            picture: a Frame, whose capture starts the clock; with uint8 [h, w, 3] BGR, or a frame that was read from a
+                file, the call starts it.
             question: 1 to 1,000 characters.
             region: look only here; a named region also answers only from what was taught in it.
             where: which memories may be used.
@@ -225,7 +229,7 @@ class Ravlm:
             raise no_decoder(self.bundle, self.flavor)
         generator = self._generator.get() if generate and self._generator is not None else None
         frame = Frame.of(picture)
-        deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, frame.captured_at, self._paces)
+        deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, _since(frame), self._paces)
         standing = self._stand(frame, check_question(question), region, where, hops if generator else 0)
 
         def answer(version: int) -> Answer:
@@ -236,12 +240,13 @@ class Ravlm:
             earlier = None if fresh else self._earlier(standing, frame, pixels, deadline, hold)
             if earlier is not None:
                 return earlier
-            found = None
+            found, hurried = None, False
             if generator is None:
                 look = self._looking.first(frame, region, deadline, glimpse=glimpse)
             else:
                 look = self._looking.look(frame, region, deadline)
                 look = self._looking.closer(frame, region, look, deadline)
+                hurried = look.is_first(region)
                 found = generator.answer(question, look, frame.captured_at, standing.scope, deadline, hops)
             lasting = generator is None or (found is not None and found.complete)
             if found is None:
@@ -249,8 +254,9 @@ class Ravlm:
                 better = look if sure else self._looking.better(frame, region, look, deadline)
                 if better is not look:
                     found, _ = self._answer(standing, better, frame, deadline)
+                hurried = better is look and not sure and look.is_first(region)
             if lasting:  # what the clock cut short may be done better the next time
-                standing.settle(frame, pixels, found)
+                standing.settle(frame, pixels, found, hurried=hurried)
             return found
 
         with standing.lock:
@@ -267,7 +273,7 @@ class Ravlm:
         views: list[View | None] = []
         for one in asked:
             budget_ms = self.budget_ms if one.budget_ms is None else one.budget_ms
-            views.append(self._view(one, one.frame.captured_at + budget_ms / 1e3))
+            views.append(self._view(one, _since(one.frame) + budget_ms / 1e3))
         known = self._looking.together([view for view in views if view is not None])
         waiting = (number for number, view in enumerate(views) if view is not None)
         return next(islice(waiting, known, None), len(views))
@@ -300,7 +306,7 @@ class Ravlm:
 
     def _stand(self, frame: Frame, question: str, region: Region | None, where: Where | None, hops: int) -> Standing:
         """The camera's standing question; hops is 0 where nothing is to be generated."""
-        scope = scope_of(where, region)
+        scope = scope_of(check_where(where), check_region(region))
         key = (frame.source if frame.index >= 0 else "", question, region, scope, hops)
         with self._lock:
             standing = self._standing.setdefault(key, Standing(question, region, scope))
@@ -317,6 +323,8 @@ class Ravlm:
             return None
         with deadline.stage("compare"):
             still = is_still(standing.pixels, pixels)
+        if still and standing.hurried and deadline.fits("encode", "second_look", *AFTER_LOOKING):
+            return None
         if not still and not (hold and standing.may_hold(frame) and self._too_short(deadline)):
             return None
         standing.holding = not still
@@ -332,8 +340,8 @@ class Ravlm:
         if standing.topic is None:
             with deadline.stage("search"):
                 question = self._text.embed_question(standing.question)
-                openness = float((self._open_questions @ question).max())
-                standing.topic = find_topic(self.memory, question, openness, standing.scope, self._rules)
+                about = openness(standing.question, float((self._open_questions @ question).max()), self._rules)
+                standing.topic = find_topic(self.memory, question, about, standing.scope, self._rules)
         return standing.topic
 
     def _answer(self, standing: Standing, look: Look, frame: Frame, deadline: Deadline) -> tuple[Answer, bool]:
@@ -402,7 +410,12 @@ class Ravlm:
             of: what of the memories the picture is compared with: their pictures, or (in a bundle with a meaning
                 space) their texts.
         """
-        found = self._searcher.queries(text, picture, region, of)
+        if of not in ("image", "text"):
+            raise UsageError(
+                "search", expected="of='image' or of='text'", got=f"of={of!r}", do="leave it out for pictures"
+            )
+        where = check_where(where)
+        found = self._searcher.queries(text, picture, check_region(region), of)
         if not found or k < 1:
             raise UsageError(
                 "search",
@@ -411,6 +424,11 @@ class Ravlm:
                 do="give for instance text='garage door'",
             )
         return self._settled(lambda _: self._searcher.nearest(found, k, where or Where()))
+
+
+def _since(frame: Frame) -> float:
+    """When somebody began to wait for what a frame shows, ``time.monotonic()`` seconds."""
+    return time.monotonic() if frame.recorded else frame.captured_at
 
 
 class _Scratch(Ravlm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,29 @@ from edge_ravlm.runtime.voting import FEW, Ballot
 REGION_TAG = "region"
 """The tag that holds the name of the region an entry was taught in."""
 
-OPEN_QUESTIONS = ("what is this?", "what do you see?", "what is shown here?", "which one is this?", "describe this")
+OPEN_QUESTIONS = (
+    "what is this?",
+    "what is that?",
+    "who is this?",
+    "which one is this?",
+    "what kind of thing is this?",
+    "what do you see?",
+    "what am I looking at?",
+    "what is shown here?",
+    "what is in the picture?",
+    "what is in front of the camera?",
+    "describe this",
+    "identify this object",
+    "name this",
+)
 """Questions that name nothing: they are about the picture itself, so any memory in scope may answer them."""
+
+OPEN_ABOVE = 0.55
+"""Cosine to one of these from which a question is taken for one of them. Of 26 about things that nobody taught ("is it
+raining?") three reach it, of 22 others that name nothing ("tell me what you see") all; at 0.34, 20 do and all. One that
+points at the picture ("what does this sign mean?") needs no more than to be related."""
+
+_POINTING = re.compile(r"\b(this|these)\b|\bthat\W*$", re.IGNORECASE)
 
 _TEXT_ARM, IMAGE_ARM = 256, 64
 """How many memories each retrieval brings. The image arm is only needed when the text arm is full."""
@@ -69,6 +91,7 @@ class Standing:
         source: the camera that ``answer`` was computed for, empty for a picture that came from none.
         pixels: the encoder input that ``answer`` was computed from.
         holding: whether ``answer`` was given last for a frame on which something had moved.
+        hurried: whether there was no time for the closer look that ``answer`` needed.
     """
 
     question: str
@@ -81,10 +104,12 @@ class Standing:
     pixels: Pixels | None = None
     answer: Answer | None = None
     holding: bool = False
+    hurried: bool = False
 
-    def settle(self, frame: Frame, pixels: Pixels, answer: Answer) -> None:
+    def settle(self, frame: Frame, pixels: Pixels, answer: Answer, *, hurried: bool = False) -> None:
         """Keep what was just answered for the frames to come."""
-        self.source, self.pixels, self.answer, self.holding = frame.source, pixels, answer, False
+        self.source, self.pixels, self.answer = frame.source, pixels, answer
+        self.holding, self.hurried = False, hurried
 
     def may_hold(self, frame: Frame) -> bool:
         """Whether the last answer may stand in for one that there is no time for.
@@ -114,6 +139,18 @@ def scope_of(where: Where | None, region: Region | None) -> Where:
     return replace(where, tags={**where.tags, REGION_TAG: region.name})
 
 
+def openness(question: str, likeness: float, rules: Answering) -> float:
+    """How surely a question is about the picture itself, whatever memories talk about; -1 where it is not.
+
+    Args:
+        question: the question.
+        likeness: its cosine to the nearest of ``OPEN_QUESTIONS``.
+        rules: the bundle's constants.
+    """
+    floor = rules.text_floor if _POINTING.search(question) else max(OPEN_ABOVE, rules.text_floor)
+    return likeness if likeness >= floor else -1.0
+
+
 def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, rules: Answering) -> Topic:
     """Retrieve the memories whose text is about the question.
 
@@ -123,7 +160,7 @@ def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, 
     Args:
         memory: where to look.
         question: float32 [d], the question's vector.
-        openness: cosine of the question to the nearest question that names nothing, such as "what is this?".
+        openness: see ``openness``.
         scope: which memories may be used.
         rules: the bundle's constants.
     """
@@ -131,7 +168,7 @@ def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, 
     if not found:
         return Topic(scope=scope, silence=_why_empty(memory, scope))
     best = found[0]
-    if openness >= max(best.score, rules.text_floor):  # about the picture itself: its neighbours decide
+    if openness >= max(best.score, 0.0):  # about the picture itself: its neighbours decide
         return Topic(scope=scope, crowded=True)
     if best.score < rules.text_floor:
         return Topic(scope=scope, silence="no memory talks about this")

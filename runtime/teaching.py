@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,9 +14,15 @@ from numpy.typing import NDArray
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
+from edge_ravlm.runtime.arguments import check_region, check_tags
 from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder
 from edge_ravlm.runtime.memory import NewEntry
 from edge_ravlm.runtime.questions import REGION_TAG
+
+_LONG = 400
+"""Characters of a text beyond which the fusion decoder, which reads 96 tokens in all, may miss its end."""
+
+_log = logging.getLogger(__name__)
 
 
 class Teacher:
@@ -44,11 +51,12 @@ class Teacher:
         at: float | None,
     ) -> NewEntry:
         """See ``Ravlm.entry``."""
+        region = check_region(region)
         named = {REGION_TAG: region.name} if region is not None and region.name else {}
         entry = NewEntry(  # checks what it is given before a model sees it
             text=text,
             answer=answer,
-            tags={**(tags or {}), **named},
+            tags={**check_tags(tags), **named},
             modality=modality or ("text" if picture is None else "frame"),
             time=time.time() if at is None else at,
             flavor=self._flavor,
@@ -56,6 +64,8 @@ class Teacher:
         untold = picture is not None and not text and self._has_meanings
         if not text.strip() and not untold:
             raise nothing_said()
+        if len(text) > _LONG:
+            _log.warning("a text of %d characters: teach each of its facts by itself, so that all are found", len(text))
         vectors = {} if untold else {"text": self._text.embed([text])[0]}
         if picture is None:
             return replace(entry, vectors=vectors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -199,3 +200,18 @@ def test_any_region_crops_to_its_size_or_is_refused(height: int, width: int, poi
         return
     xs, ys = zip(*points, strict=True)
     assert crop.shape == (max(ys) - min(ys), max(xs) - min(xs), 3)
+
+
+def test_a_regions_corners_may_be_any_pairs_of_numbers() -> None:
+    """Detectors give floats, in arrays or lists."""
+    wanted = Region.box(10, 20, 31, 40)
+    assert Region.box(10.2, 19.6, 31.0, 40.4) == wanted  # type: ignore[arg-type]
+    assert Region([[10, 20], [31, 40]]) == wanted  # type: ignore[arg-type]
+    assert Region.box(*np.array([10, 20, 31, 40])) == wanted
+    assert hash(Region(np.array([[10.0, 20.0], [31.0, 40.0]]))) == hash(wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("points", [(1, 2, 30, 40), (("a", "b"), ("c", "d")), ((0, 0), (float("nan"), 9)), None])
+def test_corners_that_are_none_are_refused(points: Any) -> None:
+    with pytest.raises(UsageError, match="expected a box"):
+        Region(points)

@@ -98,6 +98,13 @@ def test_other_scripts_signs_and_long_texts_are_embedded(text: TextEncoder, sent
     assert np.isfinite(text.embed([sentence])).all()
 
 
+def test_the_end_of_a_long_text_counts(text: TextEncoder) -> None:
+    page = "the garden has a shed and a path. " * 20
+    cellar, attic = text.embed([page + "the boiler is in the cellar", page + "the painting is in the attic"])
+    boiler = text.embed(["where is the boiler?"])[0]
+    assert cellar @ boiler > attic @ boiler
+
+
 def test_a_question_has_up_to_so_many_characters() -> None:
     assert check_question("x" * MAX_QUESTION) == "x" * MAX_QUESTION
     assert check_question("où?") == "où?"

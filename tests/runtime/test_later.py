@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -96,3 +98,13 @@ def test_answers_from_memory_do_not_wait_for_the_decoder(monkeypatch: pytest.Mon
     with load(Bundle.open("starter")):
         pass
     assert len(opened) == 2, "closed before it was needed"
+
+
+def test_a_program_that_ends_without_closing_does_not_wait_for_what_nobody_wanted() -> None:
+    script = """
+from edge_ravlm.runtime.later import Later
+later = Later(lambda: print("made"), 600.0)
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert (ended.stdout, ended.stderr) == ("done\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
 from collections import deque
@@ -19,7 +20,7 @@ import pytest
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, EdgeRavlmError, FrameError, MemoryFault, UsageError
-from edge_ravlm.frames import MAX_PIXELS, Frame, Region
+from edge_ravlm.frames import MAX_PIXELS, Frame, Region, read_image
 from edge_ravlm.runtime.answer import UNKNOWN, Level
 from edge_ravlm.runtime.memory import Where
 from edge_ravlm.runtime.pipeline import Ravlm, load
@@ -165,6 +166,52 @@ def test_an_unrelated_question_gets_no_answer(ravlm: Ravlm, yard: Any) -> None:
     teach(ravlm, yard)
     answer = ravlm.ask(yard.closed, "what is the capital of France?")
     assert (answer.text, answer.reason) == (UNKNOWN, "no memory talks about this")
+
+
+OF_SOMETHING_ELSE = [
+    "is it raining?",
+    "what is the wifi password?",
+    "is the light on?",
+    "what colour is the car?",
+    "who won the world cup?",
+    "how tall is the tower?",
+    "is there a dog?",
+    "is anyone home?",
+    "where is my phone?",
+    "how do I cook rice?",
+    "is the oven on?",
+    "what is the weather like?",
+    "how many people are there?",
+    "is the bin full?",
+    "did the post come?",
+    "is the plant dry?",
+]
+OF_THE_PICTURE = [
+    "what is it?",
+    "what's this?",
+    "what can you see?",
+    "tell me what you see",
+    "what is in this image?",
+    "what is on the picture?",
+    "what's in front of me?",
+    "name it",
+    "describe the picture",
+    "what am I holding?",
+    "who is that?",
+    "do you know what this is?",
+    "what does this sign mean?",
+    "which tool is this?",
+    "how wide is this?",
+]
+
+
+def test_a_question_about_something_else_is_not_taken_for_one_about_the_picture(ravlm: Ravlm, yard: Any) -> None:
+    ravlm.remember(yard.closed, "a blue mug", answer="mug")
+    ravlm.remember(yard.open, "a fork", answer="fork")
+    silent = [ravlm.ask(yard.closed_later, q).reason == "no memory talks about this" for q in OF_SOMETHING_ELSE]
+    assert sum(silent) >= 0.8 * len(silent)
+    answers = {question: ravlm.ask(yard.closed_later, question).text for question in OF_THE_PICTURE}
+    assert set(answers.values()) == {"mug"}, answers
 
 
 def test_too_close_votes_get_no_answer_but_a_best_guess(ravlm: Ravlm, yard: Any) -> None:
@@ -436,6 +483,42 @@ def test_without_time_for_a_new_answer_the_cameras_last_one_is_held_once_and_sai
     assert asked(yard.closed, 3).level is Level.CACHED
 
 
+def test_an_answer_that_had_no_time_for_a_closer_look_does_not_last(yard: Any, strange: Any) -> None:
+    """A late frame is answered in haste; the next one, on which nothing moved, is looked at as it should be."""
+    with load("starter", threads=1, budget_ms=60_000) as ravlm:
+        ravlm.remember(yard.closed, CLOSED)
+        ravlm.remember(yard.open, OPEN)
+        late = Frame(strange, captured_at=time.monotonic() - 10, index=0, source="yard")
+        assert "second_look" not in ravlm.ask(late, QUESTION, budget_ms=5_000).latency.stages_ms
+        again = ravlm.ask(Frame(strange, index=1, source="yard"), QUESTION)
+        assert "second_look" in again.latency.stages_ms
+        assert ravlm.ask(Frame(strange, index=2, source="yard"), QUESTION).level is Level.CACHED
+
+
+def test_where_there_is_never_time_for_a_closer_look_the_hasty_answer_lasts(yard: Any, strange: Any) -> None:
+    with load("starter", threads=1, budget_ms=60_000) as ravlm:
+        ravlm.remember(yard.closed, CLOSED)
+        ravlm.remember(yard.open, OPEN)
+        levels = []
+        for index in range(3):
+            late = Frame(strange, captured_at=time.monotonic() - 10, index=index, source="yard")
+            levels.append(ravlm.ask(late, QUESTION, budget_ms=5_000).level)
+        assert levels == [Level.RETRIEVED, Level.CACHED, Level.CACHED]
+
+
+def test_the_clock_of_a_picture_from_a_file_starts_with_the_question(
+    ravlm: Ravlm, yard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach(ravlm, yard)
+    cv2.imwrite(str(tmp_path / "now.png"), yard.open_later)
+    picture = read_image(tmp_path / "now.png")
+    captured = Frame(picture.pixels)
+    later = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert ravlm.ask(picture, QUESTION, budget_ms=60_000).latency.met
+    assert not ravlm.ask(captured, QUESTION, budget_ms=60_000).latency.met
+
+
 def test_pictures_that_are_no_camera_never_get_another_pictures_answer(slow: Ravlm, yard: Any) -> None:
     teach(slow, yard)
     for picture, text in ((yard.open, OPEN), (yard.closed, CLOSED), (yard.open_later, OPEN)):
@@ -548,6 +631,38 @@ def test_a_picture_that_is_none_is_refused(ravlm: Ravlm, picture: Any, got: str)
     if picture is not None:
         with pytest.raises(FrameError, match=got):
             ravlm.remember(picture, OPEN)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"region": (10, 10, 100, 100)},
+        {"region": "gate=10,10,100,100"},
+        {"where": {"camera": "drive"}},
+        {"budget_ms": "40"},
+    ],
+)
+def test_what_is_handed_in_by_mistake_is_refused(ravlm: Ravlm, yard: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"got {next(iter(wrong.values()))!r}")):
+        ravlm.ask(yard.closed, QUESTION, **wrong)
+
+
+def test_what_is_taught_by_mistake_is_refused(ravlm: Ravlm, yard: Any) -> None:
+    with pytest.raises(EdgeRavlmError, match="expected"):
+        ravlm.remember(CLOSED, yard.closed)
+    with pytest.raises(UsageError, match="expected a mapping"):
+        ravlm.remember(yard.closed, CLOSED, tags="camera=drive")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected a Region"):
+        ravlm.remember(yard.closed, CLOSED, region=(1, 2, 30, 40))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected of='image' or of='text'"):
+        ravlm.search(picture=yard.closed, of="pictures")  # type: ignore[arg-type]
+    assert len(ravlm.memory) == 0
+
+
+def test_large_pictures_are_not_kept(ravlm: Ravlm) -> None:
+    for level in range(4):
+        ravlm.ask(np.full((6000, 4000, 3), level, np.uint8), QUESTION)
+    assert sum(kept.frame.pixels.nbytes for kept in ravlm._looking._kept.values()) <= 6000 * 4000 * 3
 
 
 def test_pictures_of_every_usual_kind_are_the_same_picture(ravlm: Ravlm, yard: Any) -> None:
