@@ -9,7 +9,7 @@
 - `others_cpu_share`: what other programs took of the processors meanwhile.
 
 The pictures are synthetic, two scenes that differ from frame to frame, so no frame can be answered from the last one.
-Speed does not depend on what they show.
+`second_looks` is the share of them that took one: what they show decides it, and p99 is theirs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ REST_S = 0.01
 WARM_UP_ROUNDS = 5
 
 AIMS = {
-    "start_to_first_answer_s": "below 1",
+    "start_to_first_answer_s": "below 0.8",
     "rss_mb": "below 300",
     "others_cpu_share": "below 0.05",
 }
@@ -114,11 +114,17 @@ def spent(answers: Sequence[Answer]) -> dict[str, Any]:
     stages = {stage for answer in answers for stage in answer.latency.stages_ms}
     return {
         "retrieved_ms": percentiles([answer.latency.total_ms for answer in answers]),
+        "second_looks": second_looks([answer.latency.stages_ms for answer in answers]),
         "stages_p50_ms": {
             stage: round(statistics.median(answer.latency.stages_ms.get(stage, 0.0) for answer in answers), 3)
             for stage in sorted(stages)
         },
     }
+
+
+def second_looks(stages: Sequence[Mapping[str, float]]) -> float:
+    """Share of answers, by their stages, that took a second look."""
+    return round(sum("second_look" in one for one in stages) / len(stages), 4)
 
 
 def starting(memory: Path, image: Path, times: int) -> dict[str, float]:

@@ -135,7 +135,7 @@ AIMS = (
     ),
     Aim(
         "p99_over_p50", ("peers", "ours", "retrieved"), 2, 1.5, False,
-        "… ours: 99th percentile over median", (("peers", "ours", "retrieved"),),
+        "… ours: 99th percentile over median, of 80 frames", (("peers", "ours", "retrieved"),),
     ),
     Aim(
         "encoder_over_floor", ("limits", "encoder_over_floor"), 1.8, 1.5, False,

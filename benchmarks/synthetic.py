@@ -1,4 +1,7 @@
-"""The main job's pictures, question and memories. Speed does not depend on what the pictures show."""
+"""The main job's pictures, question and memories.
+
+What the pictures show tells how often a first look is not sure and a second one is taken; nothing else depends on it.
+"""
 
 from __future__ import annotations
 

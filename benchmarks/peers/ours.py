@@ -57,7 +57,7 @@ def retrieved(job: Job) -> Pipeline:
 
 
 def retrieved_region(job: Job) -> Pipeline:
-    """Asked about a region, a quarter of the frame: one look."""
+    """Asked about a region, a quarter of the frame: with a full look where a glimpse is not sure."""
     return Pipeline(opened(job), job, GATE)
 
 

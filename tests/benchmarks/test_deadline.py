@@ -64,9 +64,17 @@ def test_too_many_frames_are_held_by_the_watcher_and_queue_up_in_a_plain_loop() 
     assert plain["lost"] > 50
 
 
-def test_the_picture_shows_all_three(tmp_path: Path) -> None:
+def test_a_loop_that_takes_the_newest_frame_is_young_but_leaves_out_most() -> None:
+    found = benchmark._plain_loop(Answerer(0.05), clip(), BUDGET_MS, 10.0, 1.5, 1)
+    assert found["max_queue"] == 1
+    assert found["answers"] + found["lost"] == 150
+    assert found["lost"] > 100
+    assert found["median_age_frames"] <= 6
+
+
+def test_the_picture_shows_all_runs(tmp_path: Path) -> None:
     row = {"latencies_ms": [1.0, 2.0, 30.0], "miss_rate": 1 / 3}
-    found = {"nominal": row, "overload": row, "plain_loop": row, "budget_ms": 20.0}
+    found = {**dict.fromkeys(benchmark.RUNS, row), "budget_ms": 20.0}
     benchmark.plot(found, tmp_path / "x.png")
     assert cv2.imread(str(tmp_path / "x.png")).shape[0] > 300
 
