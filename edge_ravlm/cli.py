@@ -29,7 +29,11 @@ def build_app() -> cyclopts.App:
     )
     app.command(bundle_app)
     for entry in sorted(entry_points(group=GROUP), key=lambda found: found.name, reverse=True):
-        app.command(entry.load(), name="*")
+        half: cyclopts.App = entry.load()
+        # One by one: what cyclopts flattens into an app (name="*") is left out of "Did you mean" and of its list.
+        for name in half:
+            if not name.startswith("-"):  # --help and --version
+                app.command(half[name], name=name)
     return app
 
 
@@ -49,13 +53,35 @@ def run(arguments: list[str]) -> int:
         complain(f"edge-ravlm: {error}")
         return error.exit_code
     except cyclopts.CycloptsError as error:
-        complain(f"edge-ravlm: {' '.join(str(error).split())} See `edge-ravlm --help`.")
+        complain(f"edge-ravlm: {_misunderstood(error)}")
         return 2
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0
+    except SystemExit:  # no command exits by itself: rich, which prints the help, says the same so
+        return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _misunderstood(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with a command line, and where its command is explained."""
+    said = " ".join(str(error).split())
+    if isinstance(error, cyclopts.MissingArgumentError) and error.keyword is None:  # not even named
+        said = said.replace(" requires an argument.", " is missing.")
+        if error.argument is not None and error.argument.field_info.is_positional_only:
+            said += f" The command is `{_usage(error)}`."
+    return f"{said} See `{_command(error)} --help`."
+
+
+def _command(error: cyclopts.CycloptsError) -> str:
+    return " ".join(("edge-ravlm", *(error.command_chain or ())))
+
+
+def _usage(error: cyclopts.CycloptsError) -> str:
+    """The command with the arguments that stand in order."""
+    known = error.app.assemble_argument_collection() if error.app is not None else ()
+    return " ".join((_command(error), *(one.name for one in known if one.field_info.is_positional_only)))
 
 
 @bundle_app.command

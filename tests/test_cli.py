@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -159,7 +163,12 @@ def test_bundle_and_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     [
         ((), 0, ""),
         (("nonsense",), 2, "nonsense"),
-        (("ask", "starter"), 2, "QUESTION"),
+        (("serch", "{memory}", "gate"), 2, 'Did you mean "search"?'),
+        (("memory", "ad", "{memory}"), 2, 'Did you mean "add"?'),
+        (("memory", "add", "{tmp}/m"), 2, "--text is missing. See `edge-ravlm memory add --help`"),
+        (("memory", "add", "{tmp}/m", "--text"), 2, "--text requires an argument. See `edge-ravlm memory add --help`"),
+        (("ask", "starter"), 2, "QUESTION is missing"),
+        (("ask", "is it open?", "--memory", "m", "--image", "i.jpg"), 2, "`edge-ravlm ask BUNDLE QUESTION`"),
         (("ask", "starter", "x", "--memory", "{tmp}/none", "--image", "{still}"), 1, "none"),
         (("ask", "starter", "x", "--memory", "{memory}", "--image", "{tmp}/none.jpg"), 1, "none.jpg"),
         (("ask", "starter", "", "--memory", "{memory}", "--image", "{still}"), 2, "question"),
@@ -199,3 +208,38 @@ def test_whatever_is_wrong_is_said_in_one_sentence(
         assert len(err.strip().splitlines()) == 1
         assert says in err
         assert "ms" not in out  # nothing was answered
+
+
+ROOT = Path(__file__).parents[1]
+
+INTERRUPTED = """
+import os, signal, sys
+from importlib import import_module
+
+class CtrlC:
+    def find_spec(self, name, path, target=None):
+        if name == "edge_ravlm.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+module, _, function = sys.argv.pop(1).partition(":")
+getattr(import_module(module), function)()
+"""
+"""The program, and Ctrl-C while its parts are imported."""
+
+
+def test_ctrl_c_ends_it_quietly_while_it_is_still_imported(tmp_path: Path) -> None:
+    program = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]["scripts"]["edge-ravlm"]
+    command = [sys.executable, "-c", INTERRUPTED, program, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("memory", "add", "--help"), ("bundle", "inspect", "starter")])
+def test_a_reader_that_has_seen_enough_is_no_failure(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "edge_ravlm", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, "")
