@@ -1,4 +1,4 @@
-"""``python -m edge_ravlm`` and the program ``edge-ravlm``. Imports nothing at first, so that Ctrl-C is heard from then on."""
+"""``python -m edge_ravlm`` and the program ``edge-ravlm``: importing this is quick, and then Ctrl-C is heard."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def bench(
         fps: frames a second of the camera.
         budget_ms: from a camera's frame to its answers.
         report: a folder for LoadGen's files, a Markdown page and plots.
-        json: a file for the result, which 'bench compare' reads; '-' prints it without the single answers.
+        json: a file for the result, which 'bench compare' reads; '-' prints one object without the single answers.
     """
     from edge_ravlm.bundle import Bundle
     from edge_ravlm.engines import write_file

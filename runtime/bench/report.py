@@ -36,12 +36,9 @@ def timings(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def others(outcome: Outcome) -> list[tuple[str, str]]:
-    """Name and value of every other figure; those inside another are named ``outer.inner``."""
-    timed = ("latency_ms", "stages_ms")
-    return [
-        *figure_rows({name: value for name, value in outcome.figures.items() if name not in timed}),
-        *figure_rows(outcome.quality),
-    ]
+    """Name and value of every other figure, each once; those inside another are named ``outer.inner``."""
+    every = {**outcome.figures, **outcome.quality}  # a camera's figures hold its accuracy and answers as well
+    return figure_rows({name: value for name, value in every.items() if name not in ("latency_ms", "stages_ms")})
 
 
 def figure_rows(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -137,6 +134,8 @@ def _png(drawing: Figure) -> bytes:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "not measured"
     if isinstance(value, float):
         return f"{value:.4g}"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import msgspec
 import pytest
 
 from edge_ravlm.bundle import Bundle
@@ -20,6 +21,7 @@ from edge_ravlm.frames import Region
 from edge_ravlm.runtime.answer import Answer, Latency, Level
 from edge_ravlm.runtime.bench import loadgen, outcome
 from edge_ravlm.runtime.bench.loadgen import Rules, play
+from edge_ravlm.runtime.bench.report import others
 from edge_ravlm.runtime.bench.running import Wish, run
 from edge_ravlm.runtime.bench.workload import Sample, Workload, yard
 
@@ -115,10 +117,16 @@ def test_nothing_of_an_earlier_answer_is_used_again(tmp_path: Path, workload: Wo
 
 def test_the_camera_counts_what_came_late(tmp_path: Path) -> None:
     wish = Wish("camera", SHORT, threads=1, fps=10.0, budget_ms=2_000.0)
-    figures = run(Bundle.open("starter"), wish, tmp_path, silent).figures  # type: ignore[arg-type]
+    found = run(Bundle.open("starter"), wish, tmp_path, silent)  # type: ignore[arg-type]
+    figures = found.figures
     assert (figures["answers"], figures["lost"], figures["reordered"]) == (15, 0, 0)
     assert figures["miss_rate"] == 0.0
     assert figures["nice"] in (-10, os.getpriority(os.PRIO_PROCESS, 0)), "what it was allowed"
+    unmetered = msgspec.structs.replace(found, figures={**figures, "energy_mj_per_answer": None})
+    rows = others(unmetered)
+    assert len(dict(rows)) == len(rows), "each is told once"
+    assert {"accuracy", "answers", "miss_rate"} <= dict(rows).keys()
+    assert ("energy_mj_per_answer", "not measured") in rows
 
 
 def test_wishes_that_cannot_be_are_refused() -> None:
