@@ -117,5 +117,10 @@ def needs_extra(extra: str) -> Iterator[None]:
             f"package {error.name}",
             expected="it to be installed",
             got="no such module",
-            do=f'run pip install "edge-ravlm[{extra}]"',
+            do=installs(extra),
         ) from None
+
+
+def installs(extra: str) -> str:
+    """The ``do`` of an error for want of an extra: the package is on no index, it comes from a checkout."""
+    return f'run pip install ".[{extra}]" in the checkout of EdgeRAVLM'

@@ -165,6 +165,6 @@ def test_without_the_export_extra_its_commands_say_what_to_install(bare: Path, t
     ):
         done = call(bare, tmp_path, "edge-ravlm", *arguments)
         assert (done.returncode, done.stdout) == (1, ""), arguments
-        assert 'pip install "edge-ravlm[' in done.stderr
+        assert 'pip install ".[' in done.stderr
         assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -34,7 +34,7 @@ from edge_ravlm.engines import (
     host_platform,
     write_file,
 )
-from edge_ravlm.errors import EdgeRavlmError, EngineError, UsageError, needs_extra
+from edge_ravlm.errors import EdgeRavlmError, EngineError, UsageError, installs, needs_extra
 from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends.cuda import Buffer, Device, Graph, Refused, device
 from edge_ravlm.runtime.backends.nvidia import (
@@ -404,7 +404,7 @@ def _ready(model: bytes, spec: Model, bundle: Bundle | None) -> tuple[str, Tenso
         f"model '{spec.file}'",
         expected=f"TensorRT and an engine for compute capability {capability}",
         got="; ".join(tried),
-        do=build if installed else f'run pip install "edge-ravlm[tensorrt]", then {build}',
+        do=build if installed else f"{installs('tensorrt')}, then {build}",
     )
 
 

@@ -29,7 +29,7 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
 
 
 def test_a_missing_package_becomes_the_extra_to_install() -> None:
-    says = r'^package no_such_package: .* pip install "edge-ravlm\[export\]"\.$'
+    says = r'^package no_such_package: .* pip install "\.\[export\]" in the checkout of EdgeRAVLM\.$'
     with pytest.raises(MissingExtra, match=says), needs_extra("export"):
         import no_such_package.inside  # noqa: F401 - missing on purpose
 

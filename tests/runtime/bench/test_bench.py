@@ -166,4 +166,4 @@ def test_without_loadgen_a_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
     assert command(["bench", "starter", "--quick", "--report", str(tmp_path)]) == 1
-    assert 'pip install "edge-ravlm[bench]"' in capsys.readouterr().err
+    assert 'pip install ".[bench]"' in capsys.readouterr().err

@@ -242,7 +242,7 @@ def refused(patch: pytest.MonkeyPatch) -> None:
     ("without", "says"),
     [
         (no_gpu, ("an NVIDIA GPU", "see to the driver")),
-        (no_library, ("TensorRT-RTX: ", 'pip install "edge-ravlm[tensorrt]"', "edge-ravlm engine build")),
+        (no_library, ("TensorRT-RTX: ", 'pip install ".[tensorrt]"', "edge-ravlm engine build")),
         (no_pycuda, ("pycuda", )),
         (no_engine, ("there is none", "edge-ravlm engine build BUNDLE --target")),
         (other_version, ("made for library version 10.3.0, not 10.4.0", "edge-ravlm engine build")),
