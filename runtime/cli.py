@@ -39,20 +39,23 @@ def demo(
     Args:
         bundle: a folder, a .zip, or 'starter'.
         budget_ms: from a frame's capture to its answer.
-        sheet: where to write a contact sheet to look at.
+        sheet: where to write a contact sheet to look at; three pictures of the gate, to teach and ask about by hand,
+            are written beside it.
         json: print one JSON object.
     """
-    from edge_ravlm.runtime.apps.demo import check_sheet, load_clip, run_demo, write_sheet
+    from edge_ravlm.runtime.apps.demo import check_sheet, load_clip, run_demo, write_sheet, write_stills
     from edge_ravlm.runtime.pipeline import load
 
     check_sheet(sheet)
     with load(bundle, budget_ms=budget_ms) as ravlm, progress("watching the clip", load_clip()[1].frames) as advance:
         outcome = run_demo(ravlm, advance)
     write_sheet(outcome.sheet, sheet)
+    stills = write_stills(outcome.stills, sheet)
     if json:
-        say_json({**outcome.summary(), "sheet": str(sheet)})
+        say_json({**outcome.summary(), "sheet": str(sheet), "stills": stills})
     else:
-        _show(outcome, sheet)
+        _show(outcome)
+        say(f"Look at {sheet}. Pictures of the gate, to teach and ask about by hand: {', '.join(map(str, stills))}.")
 
 
 @app.command
@@ -246,7 +249,7 @@ def doctor(*, json: bool = False) -> int:
     return 0 if all(f.ok for f in findings) else 1
 
 
-def _show(outcome: Outcome, sheet: Path) -> None:
+def _show(outcome: Outcome) -> None:
     from edge_ravlm.runtime.apps.account import Account
 
     table(
@@ -276,7 +279,6 @@ def _show(outcome: Outcome, sheet: Path) -> None:
         f"p50 {summary['latency_ms']['p50']:.1f} ms and p99 {summary['latency_ms']['p99']:.1f} ms "
         f"of a budget of {outcome.budget_ms:.0f} ms, {summary['deadline_misses']} misses."
     )
-    say(f"Look at {sheet}.")
 
 
 def _tell(answer: Mapping[str, Any], lead: str = "") -> None:

@@ -53,7 +53,9 @@ def memory(tmp_path: Path, stills: dict[int, Path], capsys: pytest.CaptureFixtur
     return path
 
 
-def test_demo_prints_its_figures_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_prints_its_figures_and_pictures(
+    tmp_path: Path, stills: dict[int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     sheet = tmp_path / "sheet.jpg"
     code, out, _ = invoke(capsys, "demo", "--json", "--sheet", sheet)
     figures = json.loads(out)
@@ -66,6 +68,11 @@ def test_demo_prints_its_figures_and_a_picture(tmp_path: Path, capsys: pytest.Ca
     assert figures["deadline_misses"] <= figures["questions"]
     assert figures["budget_ms"] == 100
     assert np.asarray(cv2.imread(str(sheet))).std() > 20
+    assert figures["stills"] == [str(tmp_path / f"sheet-{name}.jpg") for name in ("closed", "open", "now")]
+    closed, opened = (cv2.imread(figures["stills"][n]) for n in (0, 1))
+    for index, still in ((14, closed), (82, opened)):
+        assert np.abs(cv2.imread(str(stills[index])).astype(float) - still).mean() < 4
+    assert np.abs(closed.astype(float) - opened).mean() > 4
 
 
 def test_teach_ask_and_search_from_the_command_line(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
@@ -13,6 +13,7 @@ import cv2
 import msgspec
 import numpy as np
 
+from edge_ravlm.engines import write_file
 from edge_ravlm.errors import StorageError, UsageError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import Answer
@@ -22,6 +23,9 @@ from edge_ravlm.runtime.pipeline import Ravlm
 
 STRIDE = 2
 """Ask on every second frame: five questions a second on each of the three things."""
+
+STILLS = {14: "closed", 82: "open", 90: "now"}
+"""Frames of the gate that are left as pictures, to teach and to ask about by hand."""
 
 _GREEN, _RED, _AMBER = (80, 200, 80), (60, 60, 230), (40, 180, 240)
 
@@ -76,13 +80,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The demo's result."""
+    """The demo's result; ``stills`` are the frames of ``STILLS`` by name."""
 
     frames: int
     taught_frames: int
     tallies: Sequence[Tally]
     budget_ms: float
     sheet: Pixels
+    stills: Mapping[str, Pixels]
 
     def summary(self) -> dict[str, Any]:
         """The figures, as the command prints them with ``--json``."""
@@ -120,14 +125,17 @@ def run_demo(ravlm: Ravlm, advance: Callable[..., None]) -> Outcome:
     }
     last_lesson = max(frame for frame, _ in lessons)
     pictures: list[Pixels] = []
+    stills: dict[str, Pixels] = {}
     with open_camera(path) as camera:
         for frame in camera.frames():
             advance()
+            if frame.index in STILLS:
+                stills[STILLS[frame.index]] = frame.pixels.copy()
             for tally in tallies:
                 _meet(ravlm, tally, frame, lessons, last_lesson)
             if frame.index > last_lesson and frame.index % (clip.frames // 14) == 0:
                 pictures.append(_annotated(frame, tallies))
-    return Outcome(clip.frames, len(lessons), tallies, ravlm.budget_ms, _grid(pictures))
+    return Outcome(clip.frames, len(lessons), tallies, ravlm.budget_ms, _grid(pictures), stills)
 
 
 def _meet(ravlm: Ravlm, tally: Tally, frame: Frame, lessons: dict[tuple[int, str], str], last_lesson: int) -> None:
@@ -169,13 +177,29 @@ def write_sheet(sheet: Pixels, path: Path) -> None:
         path.write_bytes(bytes(encoded))
 
 
+def write_stills(stills: Mapping[str, Pixels], sheet: Path) -> list[Path]:
+    """Save the stills beside the contact sheet, named after it: a user's own ``open.jpg`` is not to be overwritten.
+
+    Returns:
+        their paths, ``NAME-closed.jpg`` and so on for a sheet ``NAME.jpg``.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    paths = [sheet.with_name(f"{sheet.stem}-{name}.jpg") for name in stills]
+    for path, pixels in zip(paths, stills.values(), strict=True):
+        with _storing(path):
+            write_file(path, bytes(cv2.imencode(".jpg", pixels)[1]))
+    return paths
+
+
 @contextmanager
 def _storing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"contact sheet '{path}'",
+            f"picture '{path}'",
             expected="a place that can be written",
             got=error.strerror or str(error),
             do="give another place with --sheet",
