@@ -16,9 +16,11 @@ import msgspec
 import pytest
 
 from edge_ravlm.cli import build_app, run
+from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
 NOT_RUN = ("edge-ravlm export", "edge-ravlm bundle verify my-bundle", "edge-ravlm run --source rtsp:")
 """Lines that need the export extra, hours or a camera: their arguments are checked, they are not run."""
 
@@ -112,11 +114,45 @@ def test_make_knows_every_target_that_is_named() -> None:
 
 def test_extras_that_are_named_exist() -> None:
     extras = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]["optional-dependencies"]
-    assert set(re.findall(r"edge-ravlm\[([a-z-]+)\]", TEXT)) <= extras.keys()
+    named = set(re.findall(r'pip install "\.\[([a-z-]+)\]"', TEXT))
+    assert {"apps", "bench", "export", "openvino", "tensorrt", "tensorrt-rtx"} <= named <= extras.keys()
+    assert "edge-ravlm[" not in TEXT  # the package is on no index: there is but a checkout to install from
+
+
+def test_every_key_of_an_app_is_explained_with_its_default() -> None:
+    parts = {"app": AppSettings, "cameras": CameraSettings, "watches": WatchSettings, "sinks": SinkSettings}
+    explained: dict[str, dict[str, str]] = {part: {} for part in parts}
+    part = ""
+    for first, keys, meaning in re.findall(r"^\| (.*)\| (`[a-z_, `]+) \| (.*) \|$", TEXT, re.MULTILINE):
+        part = first.strip(" `[]") or part
+        if part in parts:
+            explained[part] |= dict.fromkeys(re.findall(r"[a-z_]+", keys), meaning)
+    for part, settings in parts.items():
+        fields = {field.name: field for field in msgspec.structs.fields(settings)}
+        assert explained[part].keys() == fields.keys() - {"cameras", "watches", "sinks"}, part
+        for name, meaning in explained[part].items():
+            default = fields[name].default
+            if isinstance(default, (bool, int, float)):
+                shown = str(default).lower() if isinstance(default, bool) else f"{default:g}"
+                assert re.search(rf"\((?:.*\D)?{shown}(?:\D.*)?\)$", meaning), (part, name, default, meaning)
 
 
 def test_links_and_scripts_lead_somewhere() -> None:
-    linked = re.findall(r"\]\(([^)#]+)\)", TEXT) + re.findall(r"\bbenchmarks/\w+\.py", TEXT)
-    assert len(linked) > 4
-    for path in linked:
-        assert (ROOT / path).is_file(), path
+    for text, folder in ((TEXT, ROOT), (RESULTS, ROOT / "benchmarks")):
+        linked = [folder / path for path in re.findall(r"\]\(([^)#]+)\)", text)]
+        scripts = [ROOT / path for path in re.findall(r"\bbenchmarks/[\w/]+\.py", text)]
+        assert linked
+        assert scripts
+        for path in linked + scripts:
+            assert path.is_file(), path
+
+
+def test_figures_of_the_readme_are_those_of_all_results() -> None:
+    rows = re.findall(r"^\| .* \| (.*) \| .* \|$", TEXT.partition("## Figures")[2], re.MULTILINE)[1:]
+    figures = [figure for row in rows for figure in re.findall(r"\d+\.\d+", row)]
+    assert len(rows) == 5
+    assert [figure for figure in figures if figure not in RESULTS] == []
+
+
+def test_the_programs_of_the_environment_are_in_reach_before_the_first_is_called() -> None:
+    assert -1 < TEXT.find("\n. .venv/bin/activate\n") < TEXT.find("\nedge-ravlm ")
