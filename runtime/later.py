@@ -34,6 +34,11 @@ class Later(Generic[T]):
         # A program that ends without ``close`` does not wait for what nobody wanted, and ends no work half-way.
         weakref.finalize(self, _end, self._closed, self._wanted, self._thread)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is there."""
+        return self._made is not None
+
     def get(self) -> T:
         """It, once it is there; raises what making it raised."""
         self._wanted.set()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -227,9 +228,12 @@ class Ravlm:
         hops = check_hops(hops)
         if generate and self._generator is None:
             raise no_decoder(self.bundle, self.flavor)
-        generator = self._generator.get() if generate and self._generator is not None else None
         frame = Frame.of(picture)
         deadline = Deadline(self.budget_ms if budget_ms is None else budget_ms, _since(frame), self._paces)
+        generator = None
+        if generate and self._generator is not None:
+            with deadline.stage("load") if not self._generator.ready else nullcontext():
+                generator = self._generator.get()
         standing = self._stand(frame, check_question(question), region, where, hops if generator else 0)
 
         def answer(version: int) -> Answer:

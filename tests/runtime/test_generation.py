@@ -23,6 +23,7 @@ from edge_ravlm.cli import run
 from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.manifest import Fusion, FusionSpec, Model, Space
+from edge_ravlm.runtime import pipeline
 from edge_ravlm.runtime.answer import UNKNOWN, Level
 from edge_ravlm.runtime.deadline import Pace
 from edge_ravlm.runtime.encoders import ImageEncoder
@@ -317,6 +318,18 @@ def test_a_generated_answer_follows_the_memory_and_names_it(ravlm: Ravlm, yard: 
         assert 0.4 < answer.evidence[0].score < 1
         assert 0.5 < answer.confidence <= 1
         assert {"encode", "search", "prefill", "decode"} <= set(answer.latency.stages_ms)
+
+
+def test_the_first_answer_in_words_says_what_waiting_for_the_decoder_cost(
+    yard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_LATER_S", 600.0)
+    with load("starter", threads=1, budget_ms=60_000) as ravlm:
+        ravlm.remember(yard.open, "the gate is open")
+        first, second = (ravlm.ask(yard.open, "is the gate open?", generate=True).latency for _ in range(2))
+    assert first.stages_ms["load"] > 0
+    assert sum(first.stages_ms.values()) <= first.total_ms
+    assert "load" not in second.stages_ms
 
 
 def test_a_generated_answer_follows_the_picture(ravlm: Ravlm, yard: Any, strange: Any) -> None:
