@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -188,8 +188,8 @@ class Ravlm:
         """
         return self._teacher.entry(picture, text, answer=answer, tags=tags, region=region, modality=modality, at=at)
 
-    def forget(self, ids: Sequence[int]) -> int:
-        """Remove entries; returns how many there were."""
+    def forget(self, ids: Iterable[int] | int) -> int:
+        """Remove entries, or one; returns how many there were."""
         return self.memory.remove(ids)
 
     # -- ask ---------------------------------------------------------------------------------------------------
