@@ -143,42 +143,25 @@ def prune_tokenizer(
     return _pruned(spec, pieces), pieces
 
 
-def to_onnx(student: StaticText) -> bytes:
-    """The student as a float32 graph.
+def to_onnx_int8(student: StaticText) -> bytes:
+    """The student as a graph over an INT8 table: symmetric, one scale per row, multiplied back after the lookup.
 
     Inputs ``input_ids`` and ``attention_mask``: int64 [batch, tokens]. Output ``embedding``: float32
     [batch, dim], L2-normalised; zeros for a row whose mask is.
     """
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("Unsqueeze", ["mask", "last_axis"], ["weights"]),
-    ]
-    return _graph(student, nodes, {"table": student.table})
-
-
-def to_onnx_int8(student: StaticText) -> bytes:
-    """The same graph over an INT8 table: symmetric, one scale per row, multiplied back after the lookup."""
     scales = np.abs(student.table).max(1, keepdims=True) / np.float32(127)
     scales[scales == 0] = 1
     table = np.rint(student.table / scales).astype(np.int8)
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["quantized"]),
-        helper.make_node("Cast", ["quantized"], ["rows"], to=TensorProto.FLOAT),
-        helper.make_node("Gather", ["scales", "input_ids"], ["row_scales"]),
-        helper.make_node("Unsqueeze", ["mask", "last_axis"], ["wide_mask"]),
-        helper.make_node("Mul", ["row_scales", "wide_mask"], ["weights"]),
-    ]
-    return _graph(student, nodes, {"table": table, "scales": scales})
-
-
-def _graph(student: StaticText, nodes: list[onnx.NodeProto], tensors: dict[str, NDArray[Any]]) -> bytes:
-    """``rows`` [batch, tokens, dim] times ``weights`` [batch, tokens, 1], summed, L2-normalised."""
     axes = {"token_axis": np.array([1]), "last_axis": np.array([2])}
-    constants = {**tensors, **axes, "tiny": np.array([_TINY], np.float32)}
+    constants = {"table": table, "scales": scales, **axes, "tiny": np.array([_TINY], np.float32)}
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-            *nodes,
+            helper.make_node("Gather", ["table", "input_ids"], ["quantized"]),
+            helper.make_node("Cast", ["quantized"], ["rows"], to=TensorProto.FLOAT),
+            helper.make_node("Gather", ["scales", "input_ids"], ["row_scales"]),
+            helper.make_node("Unsqueeze", ["mask", "last_axis"], ["wide_mask"]),
+            helper.make_node("Mul", ["row_scales", "wide_mask"], ["weights"]),
             helper.make_node("Mul", ["rows", "weights"], ["weighted"]),
             helper.make_node("ReduceSum", ["weighted", "token_axis"], ["sums"], keepdims=0),
             helper.make_node("Mul", ["sums", "sums"], ["squares"]),

