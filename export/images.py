@@ -80,6 +80,14 @@ def gather(recipe: Recipe, base: Path) -> Gathered:
     return _folder(recipe, base / recipe.images.source, captions)
 
 
+def own_files(recipe: Recipe, base: Path) -> list[Path]:
+    """The user's pictures and the list of their captions; none where scenes are composed. See ``gather``."""
+    if recipe.images.source in (SCENES, THINGS):
+        return []
+    captions = [base / recipe.images.captions] if recipe.images.captions else []
+    return captions + _listed(base / recipe.images.source)
+
+
 def things_training(seed: int, closer: CloserViews | None = None) -> ThingScenes:
     """The training parts of ``traffic``, ``home`` and the stamps, and drawings; fetches what is not cached.
 

@@ -7,6 +7,8 @@ goes on where it was; the bundle itself appears whole, and only after the gate.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,10 +27,10 @@ from edge_ravlm.export import answering, parity
 from edge_ravlm.export.data import corpus
 from edge_ravlm.export.distil import whitened
 from edge_ravlm.export.fusion import making
-from edge_ravlm.export.images import fingerprint, gather
+from edge_ravlm.export.images import fingerprint, gather, own_files
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import teacher_graph
-from edge_ravlm.export.parts import BASE, Bar, Parts, square
+from edge_ravlm.export.parts import BASE, EVERYDAY, Bar, Parts, square
 from edge_ravlm.export.quantize.candidates import calibrations
 from edge_ravlm.export.quantize.sensitivity import layer_gains
 from edge_ravlm.export.recipe import Recipe
@@ -89,10 +91,11 @@ def export(
     for flavor in (BASE, target.flavor):
         calibrations(flavor, recipe.quantize.calibration)  # refuse now what would fail after the training
     _keep_freed_memory()
-    work = _work_folder(out, recipe_bytes)
     torch.manual_seed(recipe.seed)
     with bar("composing and reading pictures", None):
         gathered = gather(recipe, base)
+        # After that: what cannot be read for once does not empty the work folder.
+        work = _work_folder(out, _inputs(recipe, recipe_bytes, target, base))
     job = _Job(Parts(recipe, target, gathered, work, base, bar))
     contents, manifest = job.contents(recipe_bytes, allow_below_gate)
     bundle = write_bundle(out, manifest, contents)
@@ -113,14 +116,25 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _work_folder(out: Path, recipe_bytes: bytes) -> Path:
-    """Where stages leave their results; emptied when it belongs to another recipe."""
+def _inputs(recipe: Recipe, recipe_bytes: bytes, target: Target, base: Path) -> str:
+    """SHA-256 over all that the work folder's results are made from: recipe, target and the user's own files."""
+    digest = hashlib.sha256(recipe_bytes + b"\0" + target.name.encode())
+    if recipe.text.corpus != EVERYDAY:
+        digest.update("\n".join(corpus.read_sentences(base / recipe.text.corpus)).encode())
+    for path in own_files(recipe, base):
+        with suppress(OSError):  # pictures that cannot be read are left out, as they are in training
+            digest.update(b"\0" + os.fsencode(os.path.relpath(path, base)) + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _work_folder(out: Path, inputs: str) -> Path:
+    """Where stages leave their results; emptied when they were made from other inputs (their SHA-256)."""
     work = out.absolute().with_name(f".{out.name}.work")
-    mark = work / "recipe.toml"
-    if not mark.is_file() or mark.read_bytes() != recipe_bytes:
+    mark = work / "inputs.sha256"
+    if not mark.is_file() or mark.read_text(encoding="ascii") != inputs:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        mark.write_bytes(recipe_bytes)
+        mark.write_text(inputs, encoding="ascii")
     return work
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,6 +189,38 @@ def test_a_missed_limit_stops_the_export_and_can_only_be_overruled_on_record(bas
     bundle = export(base, tmp_path / "out", changed=strict, allow_below_gate=True)
     assert bundle.manifest.parity["cpu-u8"].below_gate
     assert "cosine_mean" in json.loads(bundle.read("parity/cpu-u8.json"))["failures"][0]
+
+
+def test_an_interrupted_export_goes_on_only_with_the_same_inputs(base: Path, tmp_path: Path) -> None:
+    own, done = tmp_path / "own", tmp_path / ".out.work" / "done"
+    shutil.copytree(base, own)
+    corpus, picture = own / "corpus.txt", own / "pictures/3.png"
+    recipe, data = read_recipe(own / "recipe.toml")
+
+    def goes_on(data: bytes = data, name: str = "cpu-x86") -> bool:
+        """Whether what an interrupted export had done is still there."""
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.export(recipe, data, target(name), tmp_path / "out", base=own, bar=no_bar)
+        found = done.exists()
+        done.touch()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts.static_text, "distil", stop)
+        assert not goes_on()
+        assert goes_on()
+        corpus.write_text("the gate is open\n" * 40)
+        assert not goes_on()
+        picture.write_bytes((own / "pictures/4.png").read_bytes())
+        assert not goes_on()
+        picture.rename(own / "pictures/300.png")
+        assert not goes_on()
+        assert not goes_on(data + b"# more")
+        assert not goes_on(data + b"# more", "cpu-arm64")
+        corpus.unlink()
+        with pytest.raises(DataError, match=r"corpus.*No such file"):
+            goes_on(data + b"# more", "cpu-arm64")
+        assert done.exists(), "a disk that is not there for once costs no work"
 
 
 @pytest.mark.parametrize(
