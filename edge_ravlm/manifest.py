@@ -186,12 +186,15 @@ class Parity(_Strict, frozen=True):
         cosine_mean, cosine_p1: of the embeddings to the full-precision ones; mean and 1st percentile.
         recall1_loss, recall10_loss: full-precision recall minus quantized recall, one memory per object.
         cross_recall1_loss: the same with queries of this flavour against memories of ``cpu-u8``.
-        answer_agreement: share of pictures that get the same answer as in full precision.
+        answer_agreement: share of pictures that get the same answer as in full precision, looked at as when asked.
         speedup_vs_fp32: full-precision time over quantized time in one run, one thread; None where it cannot run.
         text_cosine_mean: of the quantized text embeddings to the full-precision ones.
         student_recall_retention: the shipped student's recall@1 over its teacher's; None without a teacher.
         student_speedup: the teacher's time over the shipped student's, one thread.
         meaning_cosine_mean, meaning_cosine_p1: of the quantized ``meaning`` to the full-precision one; None without it.
+        glimpse_cosine_mean, glimpse_cosine_p1: of glimpses to those of full precision; None without a closer look.
+        decoder_agreement: share of questions in which the shipped decoder chooses the words of full precision, the
+            right ones before each; None without a decoder.
         below_gate: whether it was let through by ``--allow-below-gate``.
         report: path of the full report in the bundle.
     """
@@ -212,6 +215,9 @@ class Parity(_Strict, frozen=True):
     below_gate: bool = False
     meaning_cosine_mean: float | None = None
     meaning_cosine_p1: float | None = None
+    glimpse_cosine_mean: float | None = None
+    glimpse_cosine_p1: float | None = None
+    decoder_agreement: float | None = None
 
 
 class Source(_Strict, frozen=True):

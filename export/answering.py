@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ravlm.export.data.corpus import Topic
+from edge_ravlm.export.evaluation.scores import calibration_error
 from edge_ravlm.export.judging import Task
 from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import Answering
@@ -160,7 +161,7 @@ def judge(tasks: Sequence[Seen], texts: TextPairs, rules: Answering) -> Quality:
         abstained=_share(~given),
         wrong=_share(~rights & given),
         foreign_abstained=_share(~strange),
-        calibration_error=calibration_error(sures, rights),
+        calibration_error=calibration_error(sures, rights, bins=10),
         questions_answered=_share(texts.related >= rules.text_floor),
         unrelated_silenced=_share(texts.unrelated < rules.text_floor),
         siblings_joined=_share(texts.siblings >= rules.sibling_floor),
@@ -202,19 +203,10 @@ def text_pairs(topics: Sequence[Topic], embed: EmbedText, seed: int = 0) -> Text
     return TextPairs(*(np.concatenate(part).astype(np.float64) for part in (related, unrelated, siblings, strangers)))
 
 
-def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10) -> float:
-    """Expected calibration error: mean over bins of |accuracy - mean confidence|, weighted by their size."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        (place == b).sum() * abs(right[place == b].mean() - confidence[place == b].mean()) for b in np.unique(place)
-    ]
-    return float(sum(gaps) / len(confidence))
-
-
 def answers(task: Seen, rules: Answering) -> NDArray[np.int64]:
-    """What closer looks at the view's pictures bring: a state, or -1 for "I don't know"."""
-    labels, sures, nears = _votes(task.own.asked, task, rules)
-    return np.where((sures >= rules.abstain_below) & (nears >= rules.image_floor), labels, -1)
+    """What is said of the view's pictures, then of those of other views: a state, or -1 for "I don't know"."""
+    said = (_said(looks, task, rules) for looks in (task.own, task.foreign))
+    return np.concatenate([np.where(given, labels, -1) for labels, _, given, _ in said])
 
 
 def _see(task: Task, encoder: Embeds) -> Seen:

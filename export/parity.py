@@ -43,8 +43,10 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         cosine_mean, cosine_p1: at least.
+        glimpse_cosine_mean, glimpse_cosine_p1: at least, where the bundle looks closer.
         recall1_loss, recall10_loss, cross_recall1_loss: at most.
         answer_agreement: at least.
+        decoder_agreement: at least, where there is a decoder.
         speedup_vs_fp32: at least, where the session can run here.
         text_cosine_mean: at least.
         meaning_cosine_mean: at least, where the image model knows the text space.
@@ -53,10 +55,13 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     cosine_mean: float = 0.995
     cosine_p1: float = 0.985
+    glimpse_cosine_mean: float = 0.995
+    glimpse_cosine_p1: float = 0.985
     recall1_loss: float = 0.005
     recall10_loss: float = 0.005
     cross_recall1_loss: float = 0.01
     answer_agreement: float = 0.98
+    decoder_agreement: float = 0.95
     speedup_vs_fp32: float = 1.0
     text_cosine_mean: float = 0.995
     meaning_cosine_mean: float = 0.98
@@ -68,6 +73,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cosines: of every picture's embedding to the full-precision one.
+        glimpse_cosines: of every picture's glimpse; none where the bundle does not look closer.
         recall: recall@1 and @10 by who embedded: ``teacher``, ``fp32``, ``int8``, ``cross``.
         milliseconds: one picture, one thread, median: by session.
         spread: mean over dimensions of the embeddings' standard deviation; a constant output has 0.
@@ -89,9 +95,13 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     student_speedup: float | None
     meaning_cosine_mean: float | None = None
     meaning_cosine_p1: float | None = None
+    glimpse_cosine_mean: float | None = None
+    glimpse_cosine_p1: float | None = None
+    decoder_agreement: float | None = None
     spread: float
     spread_fp32: float
     cosines: list[float]
+    glimpse_cosines: list[float] = []
     recall: dict[str, dict[str, float]]
     milliseconds: dict[str, float]
     sensitivity: dict[str, float] = {}
@@ -181,10 +191,16 @@ def look(embed: Callable[[Sequence[Pixels]], Vectors], judge_set: JudgeSet) -> J
 
 
 def recall(memories: Vectors, queries: Vectors, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Share of queries whose own memory is the nearest (@1), or among the nearest ten (@10)."""
-    scores = queries @ memories.T
+    """Share of queries whose own memory is the nearest (@1), or among the nearest ten (@10).
+
+    A memory that is as near as the own one counts as nearer: who cannot tell them apart has found nothing. So has who
+    embeds as something that is not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        scores = queries @ memories.T
+    scores[~np.isfinite(scores)] = -np.inf
     own = scores[np.arange(len(labels)), labels]
-    rank = (scores > own[:, None]).sum(1)
+    rank = np.where(np.isfinite(own), (scores >= own[:, None]).sum(1) - 1, np.inf)
     return {"1": float((rank < 1).mean()), "10": float((rank < 10).mean())}
 
 
@@ -224,7 +240,9 @@ def judge(
     if teacher is not None:
         recalls["teacher"] = recall(teacher.judged.memories, teacher.judged.queries, labels)
     cosines = cosine(fp32.all, int8.all)
-    meanings = None
+    glimpses = meanings = None
+    if shipped.closer is not None:
+        glimpses = cosine(*(embedder.glimpsed(judge_set.pictures) for embedder in (original, shipped)))
     if meaning:
         meanings = cosine(*(embedder(judge_set.queries, output="meaning") for embedder in (original, shipped)))
     same = [
@@ -235,23 +253,26 @@ def judge(
     return Figures(
         images=len(cosines),
         session=f"{shipped.spec.backend} {shipped.spec.graph_optimization}",
-        cosine_mean=round(float(cosines.mean()), _ROUNDING + 1),
-        cosine_p1=round(float(np.quantile(cosines, 0.01)), _ROUNDING + 1),
+        cosine_mean=_mean(cosines),
+        cosine_p1=_p1(cosines),
         recall1_loss=round(recalls["fp32"]["1"] - recalls["int8"]["1"], _ROUNDING),
         recall10_loss=round(recalls["fp32"]["10"] - recalls["int8"]["10"], _ROUNDING),
         cross_recall1_loss=round(recalls["fp32"]["1"] - recalls["cross"]["1"], _ROUNDING),
         answer_agreement=round(float(np.concatenate(same).mean()), _ROUNDING) if same else 1.0,
         speedup_vs_fp32=round(times["fp32"] / times["int8"], 3) if timed else None,
-        text_cosine_mean=round(float(cosine(*texts).mean()), _ROUNDING + 1),
+        text_cosine_mean=_mean(cosine(*texts)),
         student_recall_retention=(
             None if teacher is None else round(recalls["int8"]["1"] / max(1e-9, recalls["teacher"]["1"]), _ROUNDING)
         ),
         student_speedup=round(times["teacher"] / times["int8"], 3) if timed and "teacher" in times else None,
-        meaning_cosine_mean=None if meanings is None else round(float(meanings.mean()), _ROUNDING + 1),
-        meaning_cosine_p1=None if meanings is None else round(float(np.quantile(meanings, 0.01)), _ROUNDING + 1),
+        meaning_cosine_mean=None if meanings is None else _mean(meanings),
+        meaning_cosine_p1=None if meanings is None else _p1(meanings),
+        glimpse_cosine_mean=None if glimpses is None else _mean(glimpses),
+        glimpse_cosine_p1=None if glimpses is None else _p1(glimpses),
         spread=float(int8.all.std(0).mean()),
         spread_fp32=float(fp32.all.std(0).mean()),
-        cosines=[round(float(c), 5) for c in cosines],
+        cosines=cosines.round(_ROUNDING + 1).tolist(),
+        glimpse_cosines=[] if glimpses is None else glimpses.round(_ROUNDING + 1).tolist(),
         recall=recalls,
         milliseconds={name: round(value, 3) for name, value in times.items()},
     )
@@ -285,12 +306,23 @@ def failures(figures: Figures, gate: Gate, models: Mapping[str, bytes]) -> list[
     return found + [sentence for name, data in models.items() for sentence in _too_new(name, data)]
 
 
+def with_decoder(figures: Figures, agreement: float, gate: Gate, models: Mapping[str, bytes]) -> Figures:
+    """An encoder's figures with its decoder's agreement, and all failures; ``models`` hold the decoder's."""
+    found = msgspec.structs.replace(figures, decoder_agreement=round(agreement, _ROUNDING))
+    return msgspec.structs.replace(found, failures=failures(found, gate, models))
+
+
 def pass_or_raise(figures: Figures, flavor: str) -> None:
     """Raise GateError with every limit that was missed, and what to do."""
     if not figures.failures:
         return
     worst = max(figures.sensitivity, key=figures.sensitivity.__getitem__, default=None)
-    keep = f"keep layer '{worst}' in floating point (recipe: quantize.keep_float)" if worst else "use more pictures"
+    if worst is not None:
+        keep = f"keep layer '{worst}' in floating point (recipe: quantize.keep_float)"
+    elif figures.decoder_agreement is not None:  # it is trained once the encoders have passed
+        keep = "train the decoder longer (recipe: fusion.steps)"
+    else:
+        keep = "use more pictures"
     raise GateError(
         f"parity gate of {flavor}",
         expected="a model that behaves like full precision",
@@ -306,6 +338,15 @@ def cosine(a: Vectors, b: Vectors) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (a * b).sum(1) / lengths
     return np.where(np.isfinite(found), found, -1.0)
+
+
+def _mean(cosines: NDArray[np.float64]) -> float:
+    return round(float(cosines.mean()), _ROUNDING + 1)
+
+
+def _p1(cosines: NDArray[np.float64]) -> float:
+    """First percentile."""
+    return round(float(np.quantile(cosines, 0.01)), _ROUNDING + 1)
 
 
 def paired_ms(

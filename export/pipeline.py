@@ -216,18 +216,24 @@ class _Job:
         files, proven = dict(parts.models), {}
         setting = {**machine(), **libraries(), "threads": 1, "target": parts.target.name}
         setting["student"] = parts.reason
+        judged = {}
         for flavor in parts.flavors:
             with parts.bar(f"judging {flavor}", None):
-                figures = self.figures(flavor)
+                judged[flavor] = self.figures(flavor)
             if not allow_below_gate:
-                parity.pass_or_raise(figures, flavor)
-            files |= report_files(flavor, figures, parts.recipe.gate, setting)
-            proven[flavor] = _summary(figures, f"parity/{flavor}.json", bool(figures.failures))
-        decoder = parts.decoder
+                parity.pass_or_raise(judged[flavor], flavor)
+        decoder = parts.decoder  # an hour's training, which is not for encoders that fail
         fusion = parts.flavors[BASE].fusion
         if decoder is not None and fusion is not None:
             files |= {fusion.prefill.file: decoder.prefill, fusion.step.file: decoder.step}
+            for flavor, figures in judged.items():
+                judged[flavor] = parity.with_decoder(figures, decoder.figures.agreement, parts.recipe.gate, files)
+                if not allow_below_gate:
+                    parity.pass_or_raise(judged[flavor], flavor)
             files |= {making.TOKENIZER: decoder.tokenizer, "parity/fusion.json": _indented(decoder.figures)}
+        for flavor, figures in judged.items():
+            files |= report_files(flavor, figures, parts.recipe.gate, setting)
+            proven[flavor] = _summary(figures, f"parity/{flavor}.json", bool(figures.failures))
         engines = self.engines()
         files |= {engine.file: data for engine, data in engines}
         files |= {"tokenizer.json": parts.text_student.tokenizer_json, "recipe.toml": recipe_bytes}

@@ -81,9 +81,14 @@ def _plots(flavor: str, figures: Figures) -> bytes:
     layers = sorted(figures.sensitivity.items(), key=lambda item: item[1])[-10:]
     drawing = Figure(figsize=(13 if layers else 10, 3.2), layout="constrained")
     axes = drawing.subplots(1, 4 if layers else 3)
-    axes[0].hist(figures.cosines, bins=40, color="#4472a8")
-    axes[0].axvline(figures.cosine_p1, color="#c0504d", linewidth=1)
-    axes[0].set(title=f"{flavor}: cosine to FP32", xlabel="1st percentile in red", ylabel="pictures")
+    looks = {"full looks": (figures.cosines, figures.cosine_p1)}
+    if figures.glimpse_cosine_p1 is not None:
+        looks["glimpses"] = (figures.glimpse_cosines, figures.glimpse_cosine_p1)
+    for colour, (name, (cosines, p1)) in zip(("#4472a8", "#a87844"), looks.items(), strict=False):
+        axes[0].hist(cosines, bins=40, color=colour, alpha=0.6, label=name)
+        axes[0].axvline(p1, color=colour, linewidth=1)
+    axes[0].set(title=f"{flavor}: cosine to FP32", xlabel="lines at the 1st percentiles", ylabel="pictures")
+    axes[0].legend(fontsize=8)
     names = list(figures.recall)
     places = np.arange(len(names))
     for shift, k in ((-0.2, "1"), (0.2, "10")):

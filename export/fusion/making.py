@@ -47,15 +47,15 @@ _HELD_OUT = 0.08
 _TOKENIZED, _READ = 4_000, 20_000
 """Episodes and sentences of the corpus that the tokenizer is learnt from."""
 
-_JUDGED = 960
-"""Episodes."""
+_HELD_OUT_EPISODES = 960
+"""Half of them set the threshold, the other half are reported."""
 
 _FALSE_ABSTENTION = 0.02
 """Share of answerable questions that it may keep silent about, where the threshold is set."""
 
 
 class FusionFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """How the decoder does on held-out training episodes; fractions of 1.
+    """How the decoder does on held-out training episodes that nothing was fitted on; fractions of 1.
 
     Attributes:
         exact: answerable episodes with every word right, full precision.
@@ -129,19 +129,19 @@ def fresh(settings: FusionSettings, lesson: Lesson) -> FusionDecoder:
 
 
 def _made(decoder: FusionDecoder, lesson: Lesson, settings: FusionSettings) -> Made:
-    batches = [
-        held_out_batch(lesson, settings, decoder.shape, number) for number in range(max(1, 960 // settings.batch))
-    ]
-    abstain_above = threshold(*_silences(decoder, batches))
+    count = max(2, _HELD_OUT_EPISODES // settings.batch)
+    batches = [held_out_batch(lesson, settings, decoder.shape, number) for number in range(count)]
+    fitted, judged = batches[::2], batches[1::2]
+    abstain_above = threshold(*_silences(decoder, fitted))
     cells = int(batches[0].cells.shape[1])
     prefill, step = (with_small_weights(graph) for graph in (prefill_graph(decoder, cells), step_graph(decoder, cells)))
-    found = training.judge(decoder, batches)
-    silences, answerable = _silences(decoder, batches)
+    found = training.judge(decoder, judged)
+    silences, answerable = _silences(decoder, judged)
     figures = FusionFigures(
         exact=found.exact,
         abstains=float((silences >= abstain_above)[~answerable].mean()),
         false_abstention=float((silences >= abstain_above)[answerable].mean()),
-        agreement=agreement(decoder, prefill, step, batches[:2]),
+        agreement=agreement(decoder, prefill, step, judged),
         by_kind=found.by_kind,
         parameters=sum(part.numel() for part in decoder.parameters()),
     )

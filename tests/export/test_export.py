@@ -26,6 +26,8 @@ from edge_ravlm.export.align.settings import AlignSettings
 from edge_ravlm.export.data.captioned import Captioned
 from edge_ravlm.export.data.scenes import Material
 from edge_ravlm.export.distil import Pictures
+from edge_ravlm.export.fusion.making import TOKENIZER, FusionFigures, Made
+from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.images import gather
 from edge_ravlm.export.parity import GateError
 from edge_ravlm.export.recipe import Recipe, read_recipe
@@ -33,6 +35,7 @@ from edge_ravlm.export.students import STUDENTS
 from edge_ravlm.export.students.choose import Choice
 from edge_ravlm.export.students.closer import CloserSettings
 from edge_ravlm.export.students.image import ImageStudent
+from edge_ravlm.manifest import FusionSpec
 from edge_ravlm.targets import target
 
 pytestmark = pytest.mark.export
@@ -55,6 +58,8 @@ dim = 16
 [gate]
 cosine_mean = 0.9
 cosine_p1 = 0.8
+glimpse_cosine_mean = 0.9
+glimpse_cosine_p1 = 0.8
 recall1_loss = 0.1
 recall10_loss = 0.1
 cross_recall1_loss = 0.1
@@ -191,6 +196,25 @@ def test_a_missed_limit_stops_the_export_and_can_only_be_overruled_on_record(bas
     assert "cosine_mean" in json.loads(bundle.read("parity/cpu-u8.json"))["failures"][0]
 
 
+def test_a_broken_decoder_stops_the_export_too(base: Path, tmp_path: Path) -> None:
+    figures = FusionFigures(
+        exact=0.9, abstains=0.7, false_abstention=0.0, agreement=0.2, by_kind={}, parameters=1
+    )  # fmt: skip
+    spec = FusionSpec(tokenizer=TOKENIZER, entries=5, longest=24, abstain_above=0.5, layers=1, heads=1, width=8)
+    graph = Bundle.open("starter").read("models/fusion-step.cpu-u8.onnx")
+    made = Made(graph, graph, b"{}", spec, figures)
+    changed = {"fusion": FusionSettings(steps=1)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts.making, "make", lambda *_: made)
+        with pytest.raises(GateError, match=r"decoder_agreement expected at least 0\.95, got 0\.2"):
+            export(base, tmp_path / "out", changed=changed)
+        assert not (tmp_path / "out").exists()
+        bundle = export(base, tmp_path / "out", changed=changed, allow_below_gate=True)
+    parity = bundle.manifest.parity["cpu-u8"]
+    assert (parity.below_gate, parity.decoder_agreement) == (True, 0.2)
+    assert "decoder_agreement" in json.loads(bundle.read("parity/cpu-u8.json"))["failures"][0]
+
+
 def test_an_interrupted_export_goes_on_only_with_the_same_inputs(base: Path, tmp_path: Path) -> None:
     own, done = tmp_path / "own", tmp_path / ".out.work" / "done"
     shutil.copytree(base, own)
@@ -221,6 +245,16 @@ def test_an_interrupted_export_goes_on_only_with_the_same_inputs(base: Path, tmp
         with pytest.raises(DataError, match=r"corpus.*No such file"):
             goes_on(data + b"# more", "cpu-arm64")
         assert done.exists(), "a disk that is not there for once costs no work"
+
+
+def test_texts_are_judged_on_topics_that_nothing_was_fitted_on(base: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(base / "recipe.toml")[0]
+    fitted, judged = pipeline._Job(
+        parts.Parts(recipe, target("cpu-x86"), gather(recipe, base), tmp_path, base, no_bar)
+    ).topics
+    assert fitted
+    assert judged
+    assert not set(fitted) & set(judged)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +354,8 @@ def test_a_recipe_with_scenes_makes_a_bundle_that_looks_closer(base: Path, tmp_p
     closer = bundle.manifest.closer
     assert closer is not None
     assert (closer.side, closer.margin, closer.studied) == (32, 1.5, (2.1,))
+    assert 0.8 < bundle.manifest.parity["cpu-u8"].glimpse_cosine_p1 <= 1
+    assert plain.manifest.parity["cpu-u8"].glimpse_cosine_p1 is None
     assert bundle.manifest.image_space.id != plain.manifest.image_space.id, "its vectors are sums of looks"
     assert plain.manifest.closer is None
     scene = np.full((240, 240, 3), 40, np.uint8)

@@ -66,6 +66,14 @@ def test_a_folder_is_judged_by_seeing_its_pictures_again() -> None:
     assert len(found.tasks) == 2
 
 
+def test_what_is_asked_about_is_no_picture_that_was_taught() -> None:
+    rng = np.random.default_rng(2)
+    pictures = [rng.integers(0, 256, (90, 120, 3), dtype=np.uint8) for _ in range(6)]
+    for task in (state_task(material(), rng), *judge_folder(pictures, tasks=2).tasks):
+        taught = {picture.tobytes() for picture, _ in task.taught}
+        assert not taught & {picture.tobytes() for picture in (*(p for p, _ in task.asked), *task.foreign)}
+
+
 def test_prepared_pictures_are_what_the_encoder_takes() -> None:
     (pixels,) = prepared([np.zeros((90, 120, 3), np.uint8)], Preprocess(height=32, width=48))
     assert (pixels.shape, pixels.dtype) == ((1, 32, 48, 3), np.uint8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,11 +13,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_ravlm.export import parity
-from edge_ravlm.export.judging import JudgeSet
+from edge_ravlm.export.judging import JudgeSet, Task
 from edge_ravlm.export.parity import Embedder, Figures, Gate, GateError, cosine, failures, judge, pass_or_raise, recall
 from edge_ravlm.export.report import report_files
-from edge_ravlm.manifest import Answering, Model
+from edge_ravlm.manifest import Answering, Closer, Model
 from edge_ravlm.preprocess import Preprocess
+from edge_ravlm.runtime.encoders import Eye
+from edge_ravlm.runtime.voting import unit
 
 pytestmark = pytest.mark.export
 
@@ -23,24 +27,26 @@ SHAPE = Preprocess(height=16, width=16)
 RULES = Answering(image_floor=-1.0, text_floor=0.0, sibling_floor=0.0, sharpness=10.0, abstain_below=0.0)
 
 
-def linear(matrix: np.ndarray, opset: int = 17, ir: int = 8) -> bytes:
-    """An encoder: the picture's pixels, centred, times a matrix, at unit length."""
+def linear(matrix: np.ndarray, opset: int = 17, ir: int = 8, meaning: np.ndarray | None = None) -> bytes:
+    """An encoder: the picture's pixels, centred, times a matrix, at unit length; ``meaning`` is that of its meaning."""
+    matrices = {"embedding": matrix, "meaning": matrix if meaning is None else meaning}
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["floats", "middle"], ["centred"]),
         helper.make_node("Reshape", ["centred", "flat"], ["row"]),
-        helper.make_node("MatMul", ["row", "matrix"], ["product"]),
-        helper.make_node("LpNormalization", ["product"], ["embedding"], axis=1, p=2),
     ]
+    for name in matrices:
+        nodes.append(helper.make_node("MatMul", ["row", f"{name}.matrix"], [f"{name}.product"]))
+        nodes.append(helper.make_node("LpNormalization", [f"{name}.product"], [name], axis=1, p=2))
     graph = helper.make_graph(
         nodes,
         "linear",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 16, 16, 3])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", matrix.shape[1]])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", matrix.shape[1]]) for name in matrices],
         [
             numpy_helper.from_array(np.float32(127), "middle"),
             numpy_helper.from_array(np.array([-1, 768]), "flat"),
-            numpy_helper.from_array(matrix.astype(np.float32), "matrix"),
+            *(numpy_helper.from_array(one.astype(np.float32), f"{name}.matrix") for name, one in matrices.items()),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
@@ -56,16 +62,39 @@ def pictures() -> JudgeSet:
     rng = np.random.default_rng(1)
     memories = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(60)]
     seen_again = [np.uint8(np.clip(m + rng.normal(0, 25, m.shape), 0, 255)) for m in memories]
-    return JudgeSet(memories, seen_again, np.arange(60), [])
+    tasks = [
+        Task([(memories[n], 0), (memories[n + 1], 1)], [(seen_again[n], 0), (seen_again[n + 1], 1)], [memories[n + 2]])
+        for n in range(0, 57, 3)
+    ]
+    return JudgeSet(memories, seen_again, np.arange(60), tasks)
 
 
 def judged(matrix: np.ndarray, **options: int) -> tuple[Figures, bytes]:
     model = linear(matrix, **options)
-    shipped = Embedder(model, Model(file="shipped"), SHAPE)
+    return held(Embedder(model, Model(file="shipped"), SHAPE)), model
+
+
+def held(shipped: Embedder, original: Embedder | None = None, **options: Any) -> Figures:
+    """The figures of an embedder, against ORIGINAL if nothing else is said."""
     texts = np.float32(np.eye(4))
-    return judge(
-        pictures(), original=ORIGINAL, shipped=shipped, reference=shipped, texts=(texts, texts), rules=RULES
-    ), model
+    fixed = {"reference": shipped, "texts": (texts, texts), "rules": RULES} | options
+    return judge(pictures(), original=original or ORIGINAL, shipped=shipped, **fixed)
+
+
+class Glimpsing(Embedder):
+    """It looks closer, always at the whole and in the only size that it knows."""
+
+    def eye(self, *outputs: str) -> Eye:
+        return Eye(self.session(), self.preprocess, None, outputs)
+
+
+class Blinking(Glimpsing):
+    """Its full looks are right, its glimpses noise."""
+
+    def glimpsed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        return unit(np.float32(np.random.default_rng(0).normal(size=(len(pictures), 24))))
+
+    followed = glimpsed
 
 
 GATE = Gate(speedup_vs_fp32=0.0)  # both models are the same arithmetic here: their speed says nothing
@@ -96,6 +125,61 @@ def test_a_model_that_does_not_is_stopped_and_named(matrix: np.ndarray, says: st
     assert any(says in sentence for sentence in found)
     with pytest.raises(GateError, match=says):
         pass_or_raise(msgspec.structs.replace(figures, failures=found), "cpu-u8")
+
+
+def test_a_model_whose_glimpses_are_noise_is_stopped() -> None:
+    """What the runtime looks with first has to behave like full precision as well."""
+    closer = Closer(side=16, margin=1.5)
+    rules = msgspec.structs.replace(RULES, glimpse_above=0.9)
+    original, shipped, bad = (
+        kind(linear(MATRIX), Model(file="m"), SHAPE, closer) for kind in (Glimpsing, Glimpsing, Blinking)
+    )
+    good = held(shipped, original, rules=rules)
+    assert (good.glimpse_cosine_mean, good.glimpse_cosine_p1, good.answer_agreement) == (1.0, 1.0, 1.0)
+    assert failures(good, GATE, {}) == []
+    figures = held(bad, original, rules=rules)
+    assert figures.cosine_p1 == 1.0
+    found = " ".join(failures(figures, GATE, {}))
+    assert all(name in found for name in ("glimpse_cosine_mean", "glimpse_cosine_p1", "answer_agreement"))
+    page = report_files("cpu-u8", figures, GATE, {})["parity/cpu-u8.md"].decode()
+    assert f"| glimpse_cosine_p1 | {figures.glimpse_cosine_p1:.4f} |" in page
+    without = held(Embedder(linear(MATRIX), Model(file="m"), SHAPE))
+    assert (without.glimpse_cosine_mean, without.glimpse_cosine_p1) == (None, None)
+    assert failures(without, GATE, {}) == []
+
+
+def test_answers_are_compared_with_those_of_full_precision() -> None:
+    figures, _ = judged(RNG.normal(size=MATRIX.shape))
+    assert judged(MATRIX)[0].answer_agreement == 1.0
+    assert figures.answer_agreement < 0.9
+
+
+def test_queries_have_to_find_the_memories_of_the_reference() -> None:
+    shipped, other = (Embedder(linear(m), Model(file="m"), SHAPE) for m in (MATRIX, RNG.normal(size=MATRIX.shape)))
+    figures = held(shipped, reference=other)
+    assert (figures.recall1_loss, figures.recall["int8"]["1"]) == (0.0, 1.0)
+    assert figures.cross_recall1_loss == pytest.approx(1 - figures.recall["cross"]["1"], abs=1e-4)
+    assert figures.cross_recall1_loss > 0.8
+
+
+def test_the_meaning_is_held_against_that_of_full_precision() -> None:
+    shipped = Embedder(linear(MATRIX, meaning=RNG.normal(size=MATRIX.shape)), Model(file="m"), SHAPE)
+    figures = held(shipped, meaning=True)
+    assert figures.cosine_mean > 0.999
+    assert figures.meaning_cosine_mean is not None
+    assert figures.meaning_cosine_mean < 0.5
+    assert any("meaning_cosine_mean" in sentence for sentence in failures(figures, GATE, {}))
+
+
+def test_a_decoder_that_writes_other_words_is_stopped() -> None:
+    figures, model = judged(MATRIX)
+    assert parity.with_decoder(figures, 0.96, GATE, {"m": model}).failures == []
+    for agreement in (0.9, float("nan")):
+        broken = parity.with_decoder(figures, agreement, GATE, {"m": model})
+        with pytest.raises(GateError, match=r"decoder_agreement expected at least 0\.95.*fusion\.steps"):
+            pass_or_raise(broken, "cpu-u8")
+    newer = linear(MATRIX, opset=21, ir=10)
+    assert any("fusion" in sentence for sentence in parity.with_decoder(figures, 1.0, GATE, {"fusion": newer}).failures)
 
 
 def test_one_bad_picture_in_a_hundred_is_seen_by_the_first_percentile() -> None:
@@ -141,6 +225,20 @@ def test_recall_counts_own_memories_only() -> None:
     queries = memories[[0, 1, 2, 3]]
     assert recall(memories, queries, np.array([0, 1, 2, 3])) == {"1": 1.0, "10": 1.0}
     assert recall(memories, queries, np.array([1, 1, 2, 3]))["1"] == 0.75
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf], ids=["constant", "nan", "infinite"])
+def test_who_cannot_tell_memories_apart_finds_nothing(value: float) -> None:
+    same = np.full((50, 4), value, np.float32)
+    assert recall(same, same, np.arange(50)) == {"1": 0.0, "10": 0.0}
+    assert recall(same[:5], same[:5], np.arange(5))["1"] == 0.0
+
+
+def test_a_memory_that_is_not_finite_is_in_nobodys_way() -> None:
+    memories = np.float32(np.eye(12))
+    memories[3] = np.nan
+    queries = np.float32(np.eye(12))
+    assert recall(memories, queries, np.arange(12))["1"] == pytest.approx(11 / 12)
 
 
 def test_the_report_can_be_read_and_looked_at() -> None:
