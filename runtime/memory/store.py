@@ -208,7 +208,7 @@ class Store:
         numbered = list(enumerate(entries, first))
         self._db.executemany(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
-            ((i, e.text, e.answer, e.modality, float(e.time), e.flavor, _entry_crc(e)) for i, e in numbered),
+            ((i, e.text, e.answer, e.modality, float(e.time), e.flavor, _of(i, _entry_crc(e))) for i, e in numbered),
         )
         self._db.executemany(
             "INSERT INTO thumbnails VALUES (?, ?)",
@@ -225,13 +225,13 @@ class Store:
         blobs = (row.tobytes() for row in rows)
         self._db.executemany(
             "INSERT OR REPLACE INTO vectors (field, entry_id, vector, crc) VALUES (?, ?, ?, ?)",
-            ((field, id_, blob, zlib.crc32(blob)) for id_, blob in zip(ids, blobs, strict=True)),
+            ((field, id_, blob, _of(id_, zlib.crc32(blob))) for id_, blob in zip(ids, blobs, strict=True)),
         )
 
     def set_flavor(self, ids: Sequence[int], flavor: str) -> None:
         """Note which flavour embedded these entries."""
         changed = (replace(entry, flavor=flavor) for entry in self.entries(ids).values())
-        rows = ((flavor, _entry_crc(entry), entry.id) for entry in changed)
+        rows = ((flavor, _of(entry.id, _entry_crc(entry)), entry.id) for entry in changed)
         self._db.executemany("UPDATE entries SET flavor = ?, crc = ? WHERE id = ?", rows)
 
     def delete(self, ids: Sequence[int]) -> int:
@@ -272,7 +272,7 @@ class Store:
         id_, text, answer, modality, time, flavor, thumbnail, crc = row
         entry = Entry(id_, text, answer, tags, modality, time, flavor, thumbnail)  # type: ignore[arg-type]  # SQLite's
         try:
-            intact = _entry_crc(entry) == crc
+            intact = _is_sum(crc, id_, _entry_crc(entry))
         except (TypeError, ValueError):  # a value of another type than was written
             intact = False
         if not intact:
@@ -281,10 +281,20 @@ class Store:
 
     def _rows(self, found: list[tuple[int, bytes, int]], dim: int) -> tuple[Ids, Rows]:
         for id_, blob, crc in found:
-            if not isinstance(blob, bytes) or len(blob) != 2 * dim or zlib.crc32(blob) != crc:
+            if not isinstance(blob, bytes) or len(blob) != 2 * dim or not _is_sum(crc, id_, zlib.crc32(blob)):
                 raise damaged(self._folder, f"the vector of entry {id_} altered")
         rows = np.frombuffer(b"".join(row[1] for row in found), np.float16)
         return np.array([row[0] for row in found], np.int64), rows.reshape(len(found), dim)
+
+
+def _of(id_: int, crc: int) -> int:
+    """The checksum of what belongs to an entry: with another id it is another."""
+    return zlib.crc32(int(id_).to_bytes(8, "little"), crc)
+
+
+def _is_sum(stored: object, id_: object, crc: int) -> bool:
+    # Without the id, as until November 2026: what was written then is still read.
+    return stored in (_of(id_, crc), crc) if isinstance(id_, int) and id_ > 0 else False
 
 
 def _entry_crc(entry: NewEntry | Entry) -> int:

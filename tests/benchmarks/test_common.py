@@ -42,7 +42,7 @@ def test_every_figure_has_a_row() -> None:
         ("ms.p99", "2"),
         ("taught", "4 8"),
         ("clip", "a.avi"),
-        ("report", "None"),
+        ("report", "not measured"),
     ]
 
 

@@ -92,7 +92,7 @@ class TestNames:
         module = f"edge_ravlm.export.teachers.{IMAGE_FAMILIES[teacher.partition(':')[0]].module}"
         monkeypatch.delitem(sys.modules, module, raising=False)
         monkeypatch.setitem(sys.modules, library, None)
-        with pytest.raises(MissingExtra, match=rf"package {library}: .*edge-ravlm\[{extra}\]"):
+        with pytest.raises(MissingExtra, match=rf"package {library}: .*\.\[{extra}\]"):
             image_teacher(teacher)
 
     def test_libraries_that_do_not_fit_each_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,7 +292,7 @@ def test_a_quantizer_that_is_not_installed_is_named(
     original: onnx.ModelProto, small_pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trt_s8, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r'package modelopt: .* pip install "edge-ravlm\[export\]"'):
+    with pytest.raises(MissingExtra, match=r'package modelopt: .* pip install "\.\[export\]"'):
         quantize(original, small_pictures[:2])
 
 

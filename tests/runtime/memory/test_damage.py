@@ -210,6 +210,36 @@ def test_altered_rows_are_refused_not_served(made: Path, spaces: dict[str, Space
         Memory.open(made, spaces)
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE entries SET id = 1000 WHERE id = 7", "UPDATE vectors SET entry_id = 1000 WHERE entry_id = 7"],
+)
+def test_what_was_an_entrys_is_not_taken_for_anothers(made: Path, spaces: dict[str, Space], change: str) -> None:
+    with closing(sqlite3.connect(made / "memory.db")) as database, database:
+        database.execute("PRAGMA foreign_keys = OFF")
+        database.execute(change)
+    shutil.rmtree(made / "generation-000001")
+
+    def read() -> None:
+        with Memory.open(made, spaces, read_only=True) as memory:
+            list(memory.entries())
+
+    with pytest.raises(MemoryDamaged, match="entry 1000 altered"):  # vectors are read on opening
+        read()
+
+
+def test_checksums_of_before_are_read(made: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until November 2026 they did not cover the entry's id."""
+    monkeypatch.setattr("edge_ravlm.runtime.memory.store._of", lambda _, crc: crc)
+    vector = np.ones(spaces["image"].dim, np.float32)
+    with Memory.open(made, spaces) as memory:
+        id_ = memory.add([NewEntry("from before", vectors={"image": vector})])[0]
+    monkeypatch.undo()
+    with Memory.open(made, spaces) as memory:
+        assert memory.get([id_])[0].text == "from before"
+        assert memory.search("image", vector, 1)[0].id == id_
+
+
 def test_no_flipped_byte_in_the_database_crashes_or_changes_an_entry(
     made: Path, spaces: dict[str, Space], vectors: Any
 ) -> None:
