@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_ravlm.bundle import Bundle
 from edge_ravlm.cli import run
 from edge_ravlm.runtime.apps.demo import load_clip
 from edge_ravlm.runtime.camera import open_camera
@@ -240,6 +241,14 @@ def test_ctrl_c_ends_it_quietly_while_it_is_still_imported(tmp_path: Path) -> No
     command = [sys.executable, "-c", INTERRUPTED, program, "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_in_the_middle_of_a_command_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bundle, "open", pressed)
+    assert run(["bundle", "verify", "starter"]) == 130
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("memory", "add", "--help"), ("bundle", "inspect", "starter")])
