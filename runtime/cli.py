@@ -87,13 +87,13 @@ def ask(
         hops: how often a generated answer may search the memory, 1 or 2.
         json: print one JSON object.
     """
-    from edge_ravlm.frames import Frame, Region, read_image
+    from edge_ravlm.frames import Region, read_image
 
     where = memory_cli.where_tags(tag)
     looked_at = None if region is None else Region.parse(region)
     picture = read_image(image)
     with memory_cli.load_to_ask(bundle, memory, budget_ms=budget_ms) as ravlm:
-        answer = ravlm.ask(Frame(picture.pixels), question, region=looked_at, where=where, generate=generate, hops=hops)
+        answer = ravlm.ask(picture, question, region=looked_at, where=where, generate=generate, hops=hops)
     if json:
         say_json(answer.as_dict())
     else:
