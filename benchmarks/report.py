@@ -134,8 +134,9 @@ AIMS = (
         (("peers", "ours", "retrieved", "stages_p50_ms"), ("peers", "peers", "clip_ort", "stages_p50_ms")),
     ),
     Aim(
-        "p99_over_p50", ("peers", "ours", "retrieved"), 2, 1.5, False,
-        "… ours: 99th percentile over median, of 80 frames", (("peers", "ours", "retrieved"),),
+        "p99_over_p50", ("main_job", "p99_over_p50"), 2, 1.5, False,
+        "… ours: 99th percentile over median, of 300 frames (p99 are those that took a second look)",
+        (("main_job", "stages_p50_ms"),),
     ),
     Aim(
         "encoder_over_floor", ("limits", "encoder_over_floor"), 1.8, 1.5, False,
@@ -203,7 +204,7 @@ def _value(parts: Mapping[str, Any], aim: Aim) -> float | None:
         found = _at(parts, aim.where)
     except KeyError:
         return None
-    return float(round(found["p99_ms"] / found["p50_ms"], 3) if aim.figure == "p99_over_p50" else found)
+    return float(found)
 
 
 def _at(parts: Mapping[str, Any], where: Sequence[str]) -> Any:

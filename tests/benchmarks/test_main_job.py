@@ -49,6 +49,8 @@ def test_every_figure_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     figures: dict[str, Any] = json.loads(line)
     assert figures["quick"] is True
     assert 0 < figures["retrieved_ms"]["p50"] <= figures["retrieved_ms"]["p99"]
+    assert figures["p99_over_p50"] >= 1
+    assert 0 <= figures["second_looks"] <= 1
     assert {"preprocess", "encode", "vote"} <= set(figures["stages_p50_ms"])
     assert figures["import_s"] > 0
     assert figures["start_to_first_answer_s"] > 0
