@@ -18,7 +18,9 @@ Mode = Literal["rw", "ro", "immutable"]
 
 FILE = "memory.db"
 _UNFINISHED = "new-memory.db"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Since 2 checksums cover the id of the entry that they belong to; those of 1 are read, and stay as they are."""
+
 APPLICATION_ID = 0x4552564D  # "ERVM"
 BUSY_SECONDS = 30.0
 
@@ -68,7 +70,8 @@ def prepare(folder: Path, *, create: bool, writable: bool) -> Mode:
         _create(folder)
     mode: Mode = "rw" if writable else reading_mode(folder)
     with closing(connect(folder, mode)) as connection:
-        _check_version(folder, connection)
+        if _check_version(folder, connection) < SCHEMA_VERSION and writable:
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     return mode
 
 
@@ -199,7 +202,7 @@ def _write_schema(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _check_version(folder: Path, connection: sqlite3.Connection) -> None:
+def _check_version(folder: Path, connection: sqlite3.Connection) -> int:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if (application, version) == (0, 0):
@@ -213,3 +216,4 @@ def _check_version(folder: Path, connection: sqlite3.Connection) -> None:
             got=f"format {version}",
             do="upgrade edge-ravlm to the version that made it",
         )
+    return int(version)

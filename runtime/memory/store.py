@@ -293,7 +293,7 @@ def _of(id_: int, crc: int) -> int:
 
 
 def _is_sum(stored: object, id_: object, crc: int) -> bool:
-    # Without the id, as until November 2026: what was written then is still read.
+    # Without the id: what was written in format 1.
     return stored in (_of(id_, crc), crc) if isinstance(id_, int) and id_ > 0 else False
 
 

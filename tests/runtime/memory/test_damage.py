@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_ravlm.errors import EdgeRavlmError, MemoryDamaged, MemoryFault
-from edge_ravlm.runtime.memory import Memory, NewEntry, Space, generations
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space, generations, store
 
 Finder = Callable[[Path], Path]
 
@@ -228,16 +228,27 @@ def test_what_was_an_entrys_is_not_taken_for_anothers(made: Path, spaces: dict[s
         read()
 
 
-def test_checksums_of_before_are_read(made: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until November 2026 they did not cover the entry's id."""
-    monkeypatch.setattr("edge_ravlm.runtime.memory.store._of", lambda _, crc: crc)
+def test_a_memory_of_format_1_is_read_and_becomes_one_of_format_2(
+    made: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checksums do not cover the entry's id; an older program must not meet those that do."""
+
+    def version() -> int:
+        with closing(sqlite3.connect(made / "memory.db")) as database:
+            return int(database.execute("PRAGMA user_version").fetchone()[0])
+
     vector = np.ones(spaces["image"].dim, np.float32)
-    with Memory.open(made, spaces) as memory:
-        id_ = memory.add([NewEntry("from before", vectors={"image": vector})])[0]
-    monkeypatch.undo()
-    with Memory.open(made, spaces) as memory:
-        assert memory.get([id_])[0].text == "from before"
-        assert memory.search("image", vector, 1)[0].id == id_
+    with monkeypatch.context() as before:
+        before.setattr(store, "_of", lambda _, crc: crc)
+        with Memory.open(made, spaces) as memory:
+            id_ = memory.add([NewEntry("from before", vectors={"image": vector})])[0]
+    with closing(sqlite3.connect(made / "memory.db")) as database:
+        database.execute("PRAGMA user_version = 1")
+    for read_only, after in ((True, 1), (False, 2)):
+        with Memory.open(made, spaces, read_only=read_only) as memory:
+            assert memory.get([id_])[0].text == "from before"
+            assert memory.search("image", vector, 1)[0].id == id_
+        assert version() == after
 
 
 def test_no_flipped_byte_in_the_database_crashes_or_changes_an_entry(
