@@ -156,7 +156,12 @@ def run(
             do="give for instance --source 0 --ask 'is the gate open?' --memory home.memory",
         )
     camera = CameraSettings(name="camera", source=source, frames=frames, frozen_s=0)
-    how: dict[str, Any] = {"region": region, "tags": memory_cli.parse_tags(tag), "generate": generate, "hops": hops}
+    how: dict[str, Any] = {
+        "region": region,
+        "tags": memory_cli.where_tags(tag).tags,
+        "generate": generate,
+        "hops": hops,
+    }
     watches = [
         WatchSettings(name=f"{number}", camera="camera", question=question, **how)
         for number, question in enumerate(dict.fromkeys(ask))

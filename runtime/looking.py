@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
@@ -23,7 +24,7 @@ AFTER_LOOKING = ("search", "vote")
 TOGETHER = (4, 3, 2)
 """Numbers of pictures that may be looked at in one run, largest first."""
 
-_KEPT, _KEPT_BYTES = 4, 1 << 26
+_KEPT, _KEPT_BYTES = 4, 1 << 27
 """Frames whose looks are kept: as many as may be looked at together, each of another camera; of large ones one."""
 
 _TURNS, _WORTH = 7, 0.95
@@ -189,8 +190,13 @@ class Looking:
         Returns:
             How many of the views, from the first on, are known now.
         """
+        frames = {id(view.frame): view.frame.pixels.nbytes for view in views}
+        if len(frames) > _KEPT or (len(frames) > 1 and sum(frames.values()) > _KEPT_BYTES):
+            return 0  # they would not all be kept: each would push out what was just seen of another
+        # Who needs a full look, one by one, does not wait for the glimpses of those after him.
+        views = list(takewhile(lambda view: view.glimpse == self.glimpses or self._known(view), views))
         different = list({(id(view.frame), view.region): view for view in views}.values())
-        while len(unknown := [v for v in different if v.glimpse == self.glimpses and not self._known(v)]) > 1:
+        while len(unknown := [view for view in different if not self._known(view)]) > 1:
             number = next((n for n in self._numbers if n <= len(unknown) and self._fit(unknown[:n])), 0)
             if not number:
                 break

@@ -291,7 +291,7 @@ class Ravlm:
         except EdgeRavlmError:
             return None
         known = standing.pixels if standing.version == self.memory.version and not asked.fresh else None
-        still = known is not None and is_still(known, pixels)
+        still = known is not None and known.shape == pixels.shape and is_still(known, pixels)
         return None if still else View(asked.frame, asked.region, by, glimpse)
 
     def learn_together(self) -> dict[int, float]:

@@ -70,8 +70,7 @@ def prepare(folder: Path, *, create: bool, writable: bool) -> Mode:
         _create(folder)
     mode: Mode = "rw" if writable else reading_mode(folder)
     with closing(connect(folder, mode)) as connection:
-        if _check_version(folder, connection) < SCHEMA_VERSION and writable:
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        _check_version(folder, connection)
     return mode
 
 
@@ -202,7 +201,7 @@ def _write_schema(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _check_version(folder: Path, connection: sqlite3.Connection) -> int:
+def _check_version(folder: Path, connection: sqlite3.Connection) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if (application, version) == (0, 0):
@@ -216,4 +215,3 @@ def _check_version(folder: Path, connection: sqlite3.Connection) -> int:
             got=f"format {version}",
             do="upgrade edge-ravlm to the version that made it",
         )
-    return int(version)

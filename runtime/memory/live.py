@@ -166,9 +166,11 @@ class Live:
 
     def _catch_up(self) -> None:
         if self._store.outdated():
-            fresh = Store(self._folder, reading_mode(self._folder))
-            self._store.close()
-            self._store, self._seen = fresh, -1
+            old, self._store = self._store, Store(self._folder, reading_mode(self._folder))
+            self._seen = -1
+            if not self._store.same_file(old):  # its numbers mean something else: nothing of the old one is kept
+                self._view = replace(self._view, generation=-1)
+            old.close()
         seen = self._store.data_version()
         if seen == self._seen:
             return

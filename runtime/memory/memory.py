@@ -126,6 +126,11 @@ class Memory:
         with self._live.reading() as store:
             return store.tag_values(name, limit)
 
+    def said(self, where: Where | None = None) -> set[str]:
+        """The different answers of matching entries, their texts where they have none; without reading pictures."""
+        with self._live.reading() as store:
+            return store.said(where or Where())
+
     def get(self, ids: Sequence[int]) -> list[Entry]:
         """Entries in the order of ids; raises MemoryFault naming the first id that does not exist."""
         wanted = [operator.index(id_) for id_ in ids]

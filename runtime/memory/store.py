@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_ravlm.errors import StorageError
-from edge_ravlm.runtime.memory.database import FILE, Mode, connect, identity, looks
+from edge_ravlm.runtime.memory.database import FILE, SCHEMA_VERSION, Mode, connect, identity, looks
 from edge_ravlm.runtime.memory.entries import Entry, Ids, NewEntry, Rows, Space, Tag, Where
 from edge_ravlm.runtime.memory.faults import damaged
 from edge_ravlm.runtime.memory.filters import conditions, json_list
@@ -81,6 +81,8 @@ class Store:
                 do="put it back, or open the memory again",
             )
         with self._transaction("BEGIN IMMEDIATE"):
+            if self._number("PRAGMA user_version") < SCHEMA_VERSION:  # from here on its checksums are of this format
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             yield
             self._db.execute("UPDATE state SET version = version + 1")
 
@@ -99,7 +101,14 @@ class Store:
 
     def outdated(self) -> bool:
         """Whether somebody has written since: a connection without locks and log cannot see that."""
-        return self._blind_since is not None and looks(self._folder) != self._blind_since
+        if self._blind_since is None:
+            return False
+        now = looks(self._folder)
+        return now != self._blind_since or bool(now[1] and now[1][0])  # a log that it was opened without
+
+    def same_file(self, other: Store) -> bool:
+        """Whether both read the same file, whatever was written to it meanwhile."""
+        return self._identity == other._identity
 
     def data_version(self) -> int:
         """A number that changes when another connection has written; microseconds."""
@@ -146,6 +155,12 @@ class Store:
         """Some of the different values of a tag, ascending; truth values as 0 and 1."""
         rows = self._db.execute("SELECT DISTINCT value FROM tags WHERE key = ? ORDER BY value LIMIT ?", (name, limit))
         return [row[0] for row in rows]
+
+    def said(self, where: Where) -> set[str]:
+        """What matching entries answer, or say where they have no answer; unchecked."""
+        clause, values = conditions(where)
+        said = "SELECT DISTINCT coalesce(nullif(e.answer, ''), e.text)"
+        return {row[0] for row in self._db.execute(f"{said} FROM entries e WHERE {clause}", values)}
 
     def entries(self, ids: Sequence[int]) -> dict[int, Entry]:
         """Those of ids that exist; raises MemoryDamaged if one is not what was added."""

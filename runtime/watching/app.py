@@ -352,15 +352,19 @@ def unsaid(settings: AppSettings, ravlm: Ravlm) -> list[str]:
         ravlm: opened with its memory; one that would take seconds to read is not looked through.
     """
     found = []
+    known: dict[Where, set[str]] = {}
     for watch in settings.watches:
         scope = scope_of(Where(tags=watch.tags), watch.looked_at)
-        if watch.generate or not watch.answers or ravlm.memory.count(scope) > _MOST_READ:
+        if watch.generate or not watch.answers:
             continue
-        said = {gist(entry.answer or entry.text) for entry in ravlm.memory.entries(scope)} | {gist(UNKNOWN)}
+        if scope not in known:
+            if ravlm.memory.count(scope) > _MOST_READ:
+                continue
+            known[scope] = {gist(text) for text in ravlm.memory.said(scope)} | {gist(UNKNOWN)}
         found += [
             f"watch '{watch.name}': no memory answers '{text}', so it is no event; correct `answers`, or teach it."
             for text in watch.answers
-            if gist(text) not in said
+            if gist(text) not in known[scope]
         ]
     return found
 

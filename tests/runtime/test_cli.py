@@ -124,6 +124,9 @@ def test_a_tag_is_found_as_it_is_listed_whatever_it_holds(call: Call, tmp_path: 
     }  # fmt: skip
     hits = json.loads(call("search", path, "gate", "--tag", "floor=3", "--json")[1])["hits"]
     assert len(hits) == 2
+    cv2.imwrite(str(tmp_path / "now.png"), yard.open_later)
+    asked = ("--ask", "is the gate open?", "--memory", path, "--tag", "share=0.5")
+    assert "the gate is open" in call("run", "--source", tmp_path / "now.png", *asked)[1]
 
 
 @pytest.mark.parametrize(

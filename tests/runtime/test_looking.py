@@ -160,6 +160,28 @@ def test_an_engine_for_one_picture_is_left_to_it(
     assert alone.together([View(frame, yard.gate, time.monotonic() + LONG_S) for frame in shown(yard)]) == 0
 
 
+@pytest.mark.parametrize(("count", "shape"), [(3, (4000, 6000, 3)), (5, (120, 160, 3))])
+def test_frames_that_would_not_all_be_kept_are_not_looked_at_together(
+    eager: Ravlm, counting: Counting, count: int, shape: tuple[int, int, int]
+) -> None:
+    """Each would push out what was just seen of another, until the deadline."""
+    frames = [Frame(np.zeros(shape, np.uint8), index=0, source=f"camera {n}") for n in range(count)]
+    counting.pictures.clear()
+    assert eager.look_ahead([Asked(frame, QUESTION, budget_ms=60_000) for frame in frames]) == 0
+    assert counting.pictures == []
+
+
+def test_a_full_look_does_not_wait_for_the_glimpses_of_others(ravlm: Ravlm, yard: Any, counting: Counting) -> None:
+    both = Looking(ravlm._image, Paces(), glimpse=True)
+    both._numbers = (2,)
+    by = time.monotonic() + LONG_S
+    first, *others = (Frame(yard.closed, index=0, source=f"camera {n}") for n in range(3))
+    counting.pictures.clear()
+    assert both.together([View(first, None, by), *(View(frame, None, by, glimpse=True) for frame in others)]) == 0
+    assert counting.pictures == []
+    assert both.together([View(frame, None, by, glimpse=True) for frame in others]) == 2
+
+
 def test_a_question_that_cannot_be_asked_is_left_to_ask(eager: Ravlm, yard: Any, counting: Counting) -> None:
     one, two = shown(yard)
     asked = [Asked(one, QUESTION, Region.box(0, 0, 9999, 9999)), Asked(one, QUESTION), Asked(two, QUESTION)]

@@ -228,7 +228,7 @@ def test_what_was_an_entrys_is_not_taken_for_anothers(made: Path, spaces: dict[s
         read()
 
 
-def test_a_memory_of_format_1_is_read_and_becomes_one_of_format_2(
+def test_a_memory_of_format_1_is_read_and_becomes_one_of_format_2_when_it_is_written_to(
     made: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its checksums do not cover the entry's id; an older program must not meet those that do."""
@@ -244,11 +244,16 @@ def test_a_memory_of_format_1_is_read_and_becomes_one_of_format_2(
             id_ = memory.add([NewEntry("from before", vectors={"image": vector})])[0]
     with closing(sqlite3.connect(made / "memory.db")) as database:
         database.execute("PRAGMA user_version = 1")
-    for read_only, after in ((True, 1), (False, 2)):
+    for read_only in (True, False):
         with Memory.open(made, spaces, read_only=read_only) as memory:
             assert memory.get([id_])[0].text == "from before"
             assert memory.search("image", vector, 1)[0].id == id_
-        assert version() == after
+        assert version() == 1, "who only reads locks no older program out"
+    with Memory.open(made, spaces) as memory:
+        memory.add([NewEntry("from now on", vectors={"image": vector})])
+        assert [entry.text for entry in memory.entries()][-2:] == ["from before", "from now on"]
+        assert memory.verify() == []
+    assert version() == 2
 
 
 def test_no_flipped_byte_in_the_database_crashes_or_changes_an_entry(

@@ -176,6 +176,23 @@ def test_a_reader_who_may_not_write_the_folder_sees_what_others_write(
         assert early.verify() == []
 
 
+def test_a_reader_who_may_not_write_the_folder_reads_a_file_that_took_the_others_place(
+    folder: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As when a memory is copied to a device again: ids of the one are not those of the other."""
+    one, other = np.eye(2, 16, dtype=np.float32)
+    for place, order in ((folder, (one, other)), (tmp_path / "new", (other, one))):
+        with Memory.open(place, spaces, auto_compact=False) as memory:
+            memory.add([NewEntry("one" if vector is one else "other", vectors={"image": vector}) for vector in order])
+    monkeypatch.setattr(database.os, "access", lambda *_: False)
+    with Memory.open(folder, spaces, read_only=True) as reader:
+        for _ in range(2):
+            (hit,) = reader.search("image", one, 1)
+            assert reader.get([hit.id])[0].text == "one"
+            if (tmp_path / "new" / "memory.db").exists():
+                (tmp_path / "new" / "memory.db").replace(folder / "memory.db")
+
+
 @pytest.mark.parametrize("put_back", [False, True])
 def test_nothing_is_added_to_a_memory_whose_folder_was_deleted(
     memory: Memory, folder: Path, spaces: dict[str, Space], entries: Make, put_back: bool
