@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import stat
 import struct
 import tempfile
@@ -131,9 +132,9 @@ def write_bundle(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]
 
 def pack_bundle(bundle: Bundle, archive: Path) -> None:
     """Write the bundle as one ``.zip``, byte-identical for equal bundles, appearing whole or not at all."""
-    temporary = archive.with_name(f".{archive.name}.part")
+    temporary = archive.with_name(f".{archive.name}.{secrets.token_hex(4)}")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as out:
+        with temporary.open("xb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
             for path in (MANIFEST_NAME, *(record.path for record in bundle.manifest.files)):
                 _add(out, path, bundle.read(path))
         temporary.replace(archive)

@@ -12,7 +12,7 @@ import msgspec
 
 from edge_ravlm.bundle import Bundle, pack_bundle
 from edge_ravlm.console import complain, say, say_json, table
-from edge_ravlm.errors import EdgeRavlmError
+from edge_ravlm.errors import EdgeRavlmError, UsageError
 
 GROUP = "edge_ravlm.commands"
 """The entry-point group; a half's app is loaded as it is, so importing it must be cheap."""
@@ -135,6 +135,10 @@ def pack(bundle: str, archive: Path, /, *, json: bool = False) -> None:
         json: print one JSON object.
     """
     opened = Bundle.open(bundle)
+    if archive.resolve().is_relative_to(Path(bundle).resolve()) and Path(bundle).is_dir():
+        raise UsageError(
+            f"archive '{archive}'", expected="a place outside the bundle", got="one in it", do="choose another place"
+        )
     pack_bundle(opened, archive)
     size = archive.stat().st_size
     if json:

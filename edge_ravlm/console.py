@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,11 @@ def say(line: str = "") -> None:
 
 def say_json(value: Any) -> None:
     """One JSON object on one line, for machines."""
-    _write(msgspec.json.encode(value, enc_hook=str).decode())
+    try:
+        line = msgspec.json.encode(value, enc_hook=str).decode()
+    except UnicodeEncodeError:  # a file's name that is not UTF-8
+        line = json.dumps(msgspec.to_builtins(value, enc_hook=str))
+    _write(line)
 
 
 def complain(line: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +19,9 @@ from edge_ravlm.errors import FrameError, UsageError
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: at three bytes a pixel they would not fit beside the models on a small device."""
+
+MAX_FILE_BYTES = 500_000_000
+"""Larger files are no pictures that could be used; beside pipes and devices, which would be waited for."""
 
 Pixels = NDArray[np.uint8]
 
@@ -170,6 +176,11 @@ def read_image(path: str | Path) -> Frame:
     """Read an image file; raises FrameError with the path if it is missing or no picture."""
     what, do = f"image '{path}'", "give a readable JPEG, PNG, BMP or WebP file"
     try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            got = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else "a pipe or a device"
+            got = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else got
+            raise FrameError(what, expected=f"a file of at most {MAX_FILE_BYTES // 1_000_000} MB", got=got, do=do)
         data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[int, Meta(gt=0)]
+Few = Annotated[int, Meta(gt=0, le=1024)]
+Width = Annotated[int, Meta(gt=0, le=65_536)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,7 +42,7 @@ class Space(_Strict, frozen=True):
     """
 
     id: Sha256
-    dim: Positive
+    dim: Width
 
 
 class Model(_Strict, frozen=True):
@@ -93,12 +95,12 @@ class FusionSpec(_Strict, frozen=True):
     """
 
     tokenizer: str
-    entries: Positive
-    longest: Positive
+    entries: Few
+    longest: Width
     abstain_above: Share
-    layers: Positive
-    heads: Positive
-    width: Positive
+    layers: Few
+    heads: Few
+    width: Width
 
 
 class Closer(_Strict, frozen=True):

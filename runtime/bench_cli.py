@@ -12,7 +12,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from edge_ravlm.console import complain, progress, say, say_json, table
-from edge_ravlm.errors import StorageError, needs_extra
+from edge_ravlm.errors import StorageError, UsageError, needs_extra
 
 if TYPE_CHECKING:
     from edge_ravlm.runtime.bench.outcome import Outcome
@@ -81,6 +81,8 @@ def bench(
         budget_ms=budget_ms,
     )
     opened = Bundle.open(bundle)
+    if json is not None and json.is_dir():
+        raise UsageError("--json", expected="a file's name", got=f"the folder '{json}'", do="name a file in it")
     with _storing(report):  # found out now, and not after ten minutes
         for folder in (report, *([json.parent] if json is not None else [])):
             folder.mkdir(parents=True, exist_ok=True)

@@ -255,7 +255,8 @@ def _csv_rows(source: Path) -> Iterator[Row]:
         for record in reader:
             values = {name: value for name, value in record.items() if value}
             tags = {name[4:]: values.pop(name) for name in list(values) if name.startswith("tag:")}
-            yield _checked(msgspec.convert({**values, "tags": tags}, Row, strict=False))
+            # A column called tags stays as it is: a text where Row has a mapping, so it is refused.
+            yield _checked(msgspec.convert({"tags": tags, **values}, Row, strict=False))
     except (csv.Error, msgspec.ValidationError, ValueError, UsageError) as error:
         raise _bad(source, "columns text, image, answer, modality, time, tag:NAME",
                    f"line {reader.line_num}: {str(error).rstrip('.')}") from None  # fmt: skip

@@ -62,8 +62,16 @@ class OnnxRuntimeSession:
         session = self._session
         if session is None:
             raise UsageError("model", expected="an open one", got="a closed one", do="load the bundle again")
-        with kept_to(self.processors):
-            return [np.asarray(result) for result in session.run(outputs, dict(feeds))]
+        try:
+            with kept_to(self.processors):
+                return [np.asarray(result) for result in session.run(outputs, dict(feeds))]
+        except Exception as error:  # other inputs or outputs than the manifest says, for instance
+            raise BundleError(
+                "model",
+                expected=f"one that takes {', '.join(feeds)} and gives {', '.join(outputs)}",
+                got=" ".join(str(error).split())[:200] or type(error).__name__,
+                do="export the bundle again",
+            ) from error
 
     def close(self) -> None:
         """See ``Session.close``."""

@@ -23,6 +23,10 @@ from edge_ravlm.manifest import Model
 _log = logging.getLogger(__name__)
 
 
+_SUM_BYTES = 32
+"""Of the SHA-256 in front of what is kept."""
+
+
 class OpenVinoSession:
     """One model in OpenVINO, compiled for each size of input that comes: for fixed sizes it makes the fastest code.
 
@@ -98,13 +102,17 @@ class OpenVinoSession:
         name = hashlib.sha256((self._id + repr(sorted(sizes.items()))).encode()).hexdigest()[:32]
         file = cache_folder() / "openvino" / f"{name}.blob"
         with suppress(OSError, RuntimeError):  # it is not there, or another OpenVINO's
-            return self._core.import_model(file.read_bytes(), "CPU", self._properties)
+            kept = file.read_bytes()
+            blob = kept[_SUM_BYTES:]
+            if hashlib.sha256(blob).digest() == kept[:_SUM_BYTES]:  # a damaged one would compute something else
+                return self._core.import_model(blob, "CPU", self._properties)
         model = self._core.read_model(self._model)
         model.reshape({name: list(size) for name, size in sizes.items()})
         compiled = self._core.compile_model(model, "CPU", self._properties)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_file(file, compiled.export_model().getvalue())
+            blob = compiled.export_model().getvalue()
+            write_file(file, hashlib.sha256(blob).digest() + blob)
         except OSError as error:
             _log.info("%s: not kept, it will be compiled again the next time; %s", file, error)
         return compiled

@@ -128,8 +128,12 @@ def as_address(uri: str | int | Path) -> str:
     return address
 
 
-_USERINFO = re.compile(r"(?P<user>://[^:/@\s]*):(?:[^/\s]*|(?![0-9]+/)\S*)@")
-_NAMED = re.compile(r"(?P<key>\b[\w-]*(?:pass|passwd|password|pwd|pw|secret|token|key)=)[^&#\s]+", re.IGNORECASE)
+_USERINFO = re.compile(r"(?P<user>://[^:/\s]*):(?:[^/\s]*|(?![0-9]+/)\S*)@")
+_SECRET = "pass?|passwd|password|pwd|pw|secret|token|key|auth|authorization|sig|signature|session|access_?code"
+_NAMED = re.compile(
+    rf"(?P<key>\b[\w-]*(?:{_SECRET})[0-9]*(?:\s*=|%3d)\s*)(?:\"[^\"]*\"|'[^']*'|(?:(?!&[\w-]+=)[^\s#])+)", re.IGNORECASE
+)
+"""An & alone is part of a secret; the next key of an address is not."""
 
 
 def masked(text: str) -> str:

@@ -272,7 +272,12 @@ class FileSource(VideoSource):
 
     def _connect(self) -> cv2.VideoCapture:
         # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
-        return self._by_ffmpeg(str(Path(self._address).absolute()))
+        path = str(Path(self._address).absolute())
+        try:
+            path.encode()
+        except UnicodeEncodeError:  # OpenCV would take the process down
+            raise OpenFailed("a name that is not UTF-8", do="rename it") from None
+        return self._by_ffmpeg(path)
 
     def _why(self) -> str:
         try:

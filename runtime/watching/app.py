@@ -91,6 +91,7 @@ class App:
         self._replaced, self._thinned = dict[str, int](), dict[str, int]()
         self._asked: dict[str, WatchSettings] = {}
         self._steady: dict[str, Steady] = {}
+        self._check_apart(trace)
         with ExitStack() as stack:
             stack.enter_context(settled(self.settings.pin, lock_memory=self.settings.lock_memory))
             self.ravlm = stack.enter_context(_loaded(self.settings, self._base))
@@ -163,6 +164,19 @@ class App:
             together=TOGETHER[0],
             processors=self.ravlm.processors if alone else (),
         )
+
+    def _check_apart(self, trace: Path | None) -> None:
+        """What is written lies neither in the memory nor in the app's file; raises DataError."""
+        memory = (self._base / self.settings.memory).resolve()
+        sinks = (self._base / sink.path for sink in self.settings.sinks if sink.path)
+        for path in (*sinks, *([] if trace is None else [trace])):
+            if path.resolve().is_relative_to(memory) or (self.path and path.resolve() == self.path.resolve()):
+                raise DataError(
+                    f"output '{path}'",
+                    expected="a file beside the memory and the app's file",
+                    got="one of theirs",
+                    do="choose another name",
+                )
 
     @property
     def failed(self) -> bool:

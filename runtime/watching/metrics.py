@@ -58,11 +58,11 @@ class Metrics:
         self._reconnects = prometheus.Gauge("camera_reconnects", "Times that it came back.", ("camera",), **given)
         try:
             self._server, self._thread = prometheus.start_http_server(port, host, self.registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host that no name can be
             raise StorageError(
                 f"metrics_port {port} of {host}",
                 expected="a free port of this machine",
-                got=error.strerror or str(error),
+                got=getattr(error, "strerror", None) or str(error),
                 do="choose another port or host",
             ) from None
 

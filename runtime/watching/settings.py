@@ -35,6 +35,7 @@ from edge_ravlm.errors import DataError, EdgeRavlmError
 from edge_ravlm.frames import Region
 from edge_ravlm.runtime.encoders import check_question
 from edge_ravlm.runtime.generation import check_hops
+from edge_ravlm.runtime.memory import Where
 from edge_ravlm.runtime.watching.lanes import Watch
 from edge_ravlm.runtime.watching.process import NICE
 
@@ -181,7 +182,7 @@ def read_app(path: Path) -> AppSettings:
         raise DataError(
             f"app '{path}'", expected="a TOML file", got="no text", do="give a camera or a recording with --source"
         ) from None
-    except (msgspec.DecodeError, EdgeRavlmError, ValueError) as error:
+    except (msgspec.DecodeError, EdgeRavlmError, ValueError, RecursionError) as error:
         fault = str(error).rstrip(".")
         raise DataError(f"app '{path}'", expected="a valid app", got=fault, do=_remedy(fault)) from None
     return app
@@ -215,7 +216,7 @@ def check_app(app: AppSettings) -> None:
             raise ValueError(f"watch '{watch.name}' with agree = {list(watch.agree)}, more than there are")
         check_question(watch.question)
         check_hops(watch.hops)
-        _ = watch.looked_at
+        _ = watch.looked_at, Where(tags=watch.tags)
     for sink in app.sinks:
         if (sink.kind == "file") != bool(sink.path):
             raise ValueError(f"a {sink.kind} sink {'without' if sink.kind == 'file' else 'with'} a path")

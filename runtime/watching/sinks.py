@@ -102,7 +102,6 @@ class Sink:
 def _opened(path: Path) -> IO[str]:
     try:
         return path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"sink '{path}'", expected="a file to append to", got=error.strerror or str(error), do="check the path"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise StorageError(f"sink '{path}'", expected="a file to append to", got=got, do="check the path") from None

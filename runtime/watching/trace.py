@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from edge_ravlm.engines import write_file
 from edge_ravlm.errors import StorageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer
@@ -42,6 +43,7 @@ class Trace:
         self.left_out = 0
         self._path, self._events, self._lock = path, list[dict[str, Any]](), threading.Lock()
         if path is not None:
+            _check(path)
             _write(path, [])  # now, and not after hours
 
     def __enter__(self) -> Trace:
@@ -88,6 +90,22 @@ class Trace:
                 self.left_out += 1
 
 
+def _check(path: Path) -> None:
+    """Nothing but an earlier trace is written over."""
+    begins = b'{"traceEvents":'
+    try:
+        if not path.exists():
+            return
+        got = "a file that is no trace" if path.is_file() else "no file"
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(begins)) in (begins, b""):
+                    return
+    except OSError as error:
+        got = error.strerror or str(error)
+    raise StorageError(f"trace '{path}'", expected="a new file, or an earlier trace", got=got, do="choose another name")
+
+
 def _write(path: Path, events: list[dict[str, Any]]) -> None:
     rows = {event["tid"]: number for number, event in enumerate({event["tid"]: event for event in events}.values())}
     names = [
@@ -96,7 +114,7 @@ def _write(path: Path, events: list[dict[str, Any]]) -> None:
     ]
     shown = [{**event, "tid": rows[event["tid"]]} for event in events]
     try:
-        path.write_bytes(msgspec.json.encode({"traceEvents": [*names, *shown], "displayTimeUnit": "ms"}))
+        write_file(path, msgspec.json.encode({"traceEvents": [*names, *shown], "displayTimeUnit": "ms"}))
     except OSError as error:
         raise StorageError(
             f"trace '{path}'", expected="a file to write", got=error.strerror or str(error), do="check the path"

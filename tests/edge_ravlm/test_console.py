@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import zipfile
 from enum import Enum
 from pathlib import Path
 
@@ -158,6 +159,25 @@ def test_inspect_gives_machines_all_of_it(capsys: Captured) -> None:
     assert read["sha256"] == bundle.sha256
     assert read["parity"] == read["manifest"]["parity"]["cpu-u8"]
     assert len(read["manifest"]["files"]) == len(bundle.manifest.files)
+
+
+def test_a_bundle_is_not_packed_into_itself_nor_through_a_link(tmp_path: Path, capsys: Captured) -> None:
+    assert run(["bundle", "pack", "starter", str(tmp_path / "a.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "b")
+    assert run(["bundle", "pack", str(tmp_path / "b"), str(tmp_path / "b" / "out.zip")]) == 2
+    assert "a place outside the bundle" in capsys.readouterr().err
+    assert run(["bundle", "verify", str(tmp_path / "b")]) == 0
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".a.zip.part").symlink_to(tmp_path / "mine")
+    assert run(["bundle", "pack", "starter", str(tmp_path / "a.zip")]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_names_that_are_not_utf8_do_not_end_a_command(tmp_path: Path, capsys: Captured) -> None:
+    archive = tmp_path / "a\udcff.zip"
+    assert run(["bundle", "pack", "starter", str(archive), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["archive"] == str(archive)
 
 
 def test_pack_and_verify(tmp_path: Path, capsys: Captured) -> None:

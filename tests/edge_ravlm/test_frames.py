@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def test_unreadable_files_are_said(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\x0f\xff\xff\0\x0f\xff\xff\x08\x02\0\0\0" + bytes(64)
     (tmp_path / "huge.png").write_bytes(header)
+    os.mkfifo(tmp_path / "pipe.png")
+    with (tmp_path / "disk.png").open("wb") as file:
+        file.truncate(1 << 40)
     for name, says in {
         "none.png": "No such file",
         "empty.png": "0 bytes OpenCV cannot decode",
@@ -114,6 +118,8 @@ def test_unreadable_files_are_said(tmp_path: Path) -> None:
         "folder.png": "Is a directory",
         "huge.png": "OpenCV cannot decode",
         "nul\0.png": "null",
+        "pipe.png": "a pipe or a device",
+        "disk.png": "1099511627776 bytes",
     }.items():
         with pytest.raises(FrameError, match=f"image '.*{name}': expected .*{says}"):
             read_image(tmp_path / name)

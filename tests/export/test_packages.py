@@ -253,6 +253,12 @@ def test_the_cache_lies_where_the_user_says(tmp_path: Path, cache: Path, monkeyp
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache/edge-ravlm"
 
+    def homeless() -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", homeless)  # a user that no list has, as in containers
+    assert cache_folder() == Path("/nonexistent/edge-ravlm")
+
 
 def test_an_unknown_name_gets_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny"]) == 1

@@ -141,11 +141,24 @@ def test_describe(uri: str | int | Path, kind: str) -> None:
             "gst:rtspsrc location=rtsp://me:s3cret@cam/1 user-pw=s3cret ! decodebin",
             "gst:rtspsrc location=rtsp://me:***@cam/1 user-pw=*** ! decodebin",
         ),
+        ("rtsp://me@home.org:s3cret@cam/1", "rtsp://me@home.org:***@cam/1"),
+        ('gst:rtspsrc user-pw="my s3cret" ! decodebin', "gst:rtspsrc user-pw=*** ! decodebin"),
+        ("http://cam/v?pwd=ab&s3cret&ch=1", "http://cam/v?pwd=***&ch=1"),
+        ("http://cam/v?auth=s3cret", "http://cam/v?auth=***"),
+        ("http://cam/v?loginpas=s3cret&codec=h264", "http://cam/v?loginpas=***&codec=h264"),
         ("clips/walk.mp4", "clips/walk.mp4"),
     ],
 )
 def test_passwords_are_masked(text: str, expected: str) -> None:
     assert masked(text) == expected
+
+
+def test_a_video_whose_name_is_not_utf8_is_refused(clip: Path, tmp_path: Path) -> None:
+    """OpenCV would take the whole process down."""
+    path = tmp_path / "no\udcff.avi"
+    shutil.copy(clip, path)
+    with pytest.raises(CameraError, match="a name that is not UTF-8"), open_camera(path) as camera:
+        camera.read()
 
 
 # --- in order -----------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ def test_jsonl_and_csv_say_the_same(ravlm: Ravlm, tmp_path: Path) -> None:
         ("a.csv", b'text\n"two\nlines"\n" "\n', "line 4"),
         ("a.csv", b'text\n"' + b"x" * 200_000 + b'"\n', "line"),
         ("a.csv", b"text,time\nfine,noon\n", "line 2"),
+        ("a.csv", b"text,tags\nfine,camera=drive\n", "line 2"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": "x", "modality": "smell"}\n', "line 2.*smell"),
         ("a.jsonl", b'{"text": "x", "tags": {"n": 1e400}}\n', "line 1"),
         ("a.jsonl", b'{"text": "x", "tags": {"n": 99999999999999999999}}\n', "line 1"),

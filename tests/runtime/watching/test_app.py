@@ -20,7 +20,7 @@ import cv2
 import pytest
 
 from edge_ravlm.cli import run as command
-from edge_ravlm.errors import MemoryFault, MissingExtra, StorageError
+from edge_ravlm.errors import DataError, MemoryFault, MissingExtra, StorageError
 from edge_ravlm.runtime import looking
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Latency, Level
 from edge_ravlm.runtime.pipeline import load
@@ -306,6 +306,31 @@ def test_several_cameras_are_looked_at_together(
         assert frames[-1] == 23
     assert 2 in sizes[sizes.index(2) + 7 :], "beyond what was measured at the start"
     assert all(row["latency"]["met"] for row in rows)
+
+
+@pytest.mark.parametrize("place", ["yard.memory/memory.db", "own.toml"])
+def test_nothing_of_the_users_is_written_over(home: Path, yard: Any, place: str) -> None:
+    path = written(home, "own.toml", yard, camera="frames = 1")
+    with pytest.raises(DataError, match="a file beside the memory and the app's file"):
+        App(path, trace=home / place)
+    path.write_text(path.read_text().replace('path = "own.toml.events.jsonl"', f'path = "{place}"'))
+    before = (home / place).read_bytes()
+    with pytest.raises(DataError, match="a file beside the memory and the app's file"):
+        App(path)
+    assert (home / place).read_bytes() == before
+
+
+def test_only_an_earlier_trace_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("letter.txt", "pipe"):
+        with pytest.raises(StorageError, match="a new file, or an earlier trace"):
+            Trace(tmp_path / name)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+    for _ in range(2):
+        with Trace(tmp_path / "t.json") as trace:
+            trace.told(told())
+    assert json.loads((tmp_path / "t.json").read_bytes())["traceEvents"]
 
 
 # -- metrics and trace ------------------------------------------------------------------------------------------------

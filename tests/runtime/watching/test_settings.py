@@ -70,6 +70,7 @@ def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
         ('region = "door=40,60,200,180"', 'region = "door=40,60"', "region 'door'"),
         ('question = "is the garage door open?"', 'question = " "', "question: expected a sentence"),
         ("every_ms = 500", "hops = 9", "hops: expected 1 to 2"),
+        ("every_ms = 500", "tags = {floor = nan}", "tag 'floor'"),
         ('name = "garage"', 'name = "the garage"', "matching regex"),
         ("[[cameras]]", '[[cameras]]\nname = "drive"\nsource = "0"\n[[cameras]]', "two cameras named 'drive'"),
         ('memory = "home.memory"', "", "missing required field `memory`"),
