@@ -83,6 +83,15 @@ def test_every_optimization_level_of_the_manifest_is_known(
     assert float(np.linalg.norm(opened.run({"image": pictures[0]}, OUTPUT)[0])) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize(("fed", "wanted"), [("input_ids", "embedding"), ("image", "answer")])
+def test_a_model_of_other_inputs_or_outputs_is_named(
+    session: Session, pictures: list[Pixels], fed: str, wanted: str
+) -> None:
+    with pytest.raises(BundleError, match=f"expected one that takes {fed} and gives {wanted}") as caught:
+        session.run({fed: pictures[0]}, (wanted,))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_closed_session_says_so(model: bytes, spec: Model, pictures: list[Pixels]) -> None:
     opened = open_session(model, spec, threads=1)
     opened.close()
