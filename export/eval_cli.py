@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +44,9 @@ def evaluate(
         from edge_ravlm.export.evaluation.subject import opened
         from edge_ravlm.export.evaluation.suites import run
 
+    if report is not None:  # found out now, and not after many minutes
+        with _storing(report):
+            report.mkdir(parents=True, exist_ok=True)
     with opened(Bundle.open(bundle), flavor) as subject:
         outcome = run(suite, subject, QUICK if quick else FULL, progress)
     if report is not None:
@@ -60,10 +65,15 @@ def _write(folder: Path, outcome: Outcome, quick: bool) -> None:
         from edge_ravlm.export.evaluation.report import report_files
 
     files = report_files(outcome, {**machine(), **libraries(), "quick": quick})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _storing(folder):
         for name, data in files.items():
             write_file(folder / name, data)
+
+
+@contextmanager
+def _storing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"report '{folder}'",

@@ -240,6 +240,10 @@ def export(memory: Path, folder: Path, /, *, json: bool = False) -> None:
     """
     from edge_ravlm.runtime.transfer import export_memory
 
+    if folder.resolve().is_relative_to(memory.resolve()):
+        raise UsageError(
+            f"output '{folder}'", expected="a place outside the memory", got="one in it", do="choose another place"
+        )
     with _open(memory, read_only=True) as store, progress("writing", len(store)) as advance:
         count = export_memory(store, folder, advance)
     _result({"entries": count, "folder": str(folder)}, f"{count} entries in {folder}", json)

@@ -40,7 +40,7 @@ from edge_ravlm.runtime.watching.lanes import Watch
 from edge_ravlm.runtime.watching.process import NICE
 
 Name = Annotated[str, Meta(pattern=r"^[\w.-]{1,64}$")]
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]  # not infinite
 Least0 = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=64)]
 

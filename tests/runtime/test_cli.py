@@ -110,6 +110,13 @@ def test_importing_twice_says_what_was_there(call: Call, memory: Path, tmp_path:
     assert json.loads(call("memory", "list", memory, "--json")[1])["entries"] == 2
 
 
+def test_a_memory_is_not_written_into_itself(call: Call, memory: Path) -> None:
+    code, _, err = call("memory", "export", memory, memory / "out")
+    assert code == 2
+    assert "expected a place outside the memory" in err
+    assert not (memory / "out").exists()
+
+
 def test_a_tag_is_found_as_it_is_listed_whatever_it_holds(call: Call, tmp_path: Path, yard: Any) -> None:
     path = tmp_path / "m"
     with load("starter", path, threads=1) as ravlm:

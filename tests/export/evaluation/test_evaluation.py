@@ -406,6 +406,18 @@ def test_the_command_judges_a_bundle_and_says_what_it_could_not(
     assert plain["setting"]["quick"] is True
 
 
+def test_a_report_that_cannot_be_written_is_found_out_before_anything_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("edge_ravlm.export.evaluation.suites.run", judged)
+    (tmp_path / "report").touch()
+    assert command(["eval", "starter", "--suite", "home", "--report", str(tmp_path / "report")]) == 1
+    assert "expected a folder that can be written" in capsys.readouterr().err
+
+
 def test_the_command_prints_the_same_figures_each_time(small_sets: None, capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
     for _ in range(2):

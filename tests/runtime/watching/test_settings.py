@@ -67,6 +67,7 @@ def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
         ),
         ("every_ms = 500", "every_ms = -1", ">= 0.0"),
         ("budget_ms = 40", "budget_ms = 0", "> 0.0"),
+        ("budget_ms = 40", "budget_ms = inf", "<= 1000000000.0"),
         ('region = "door=40,60,200,180"', 'region = "door=40,60"', "region 'door'"),
         ('question = "is the garage door open?"', 'question = " "', "question: expected a sentence"),
         ("every_ms = 500", "hops = 9", "hops: expected 1 to 2"),
