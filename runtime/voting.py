@@ -18,7 +18,6 @@ ALIKE = 0.5
 objects that training knows, each shown once, 98 in 100 reached it; not shown themselves, five among ten others, and 27
 among fifty."""
 
-
 FEW = 3
 """Most answers that a glimpse has to tell apart: the states of one view, on which it is fitted. With twenty objects
 that training knows, each shown once, 6 answers of 1,000 were wrong after glimpses, and 2 after full first looks; with
