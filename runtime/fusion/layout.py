@@ -55,6 +55,7 @@ class Passage:
         image_cosine: of its picture to the one that is asked about; None where it has no picture.
         product: float32 [dim], its image embedding times the picture's, number by number; None without a picture.
         text_cosine: of its text to the question, or to the finding that the second hop asked with.
+        by_words: whether the question's words brought it, not the picture.
         second_hop: whether it was found by what the first hop had found.
         overlap: share of that finding's words that it repeats, rare ones counting more (``retrieval.overlaps``).
     """
@@ -63,6 +64,7 @@ class Passage:
     image_cosine: float | None = None
     product: NDArray[np.float32] | None = None
     text_cosine: float = 0.0
+    by_words: bool = False
     second_hop: bool = False
     overlap: float = 0.0
 
@@ -76,6 +78,9 @@ class Prompt:
         roles: int64 [b, t].
         features: float32 [b, len(FEATURES)].
         products: float32 [b, dim], zero where a block has no picture.
+        within: bool [b, t], whether a token goes on with the word of the one before it.
+        unlikeness: float32 [b], how far the picture of an entry that the picture brought is from the one asked about,
+            as a cosine less than the nearest entry's; else zero.
         passages: how many entries there are; without any, the block after the question is an empty one.
     """
 
@@ -83,6 +88,8 @@ class Prompt:
     roles: NDArray[np.int64]
     features: NDArray[np.float32]
     products: NDArray[np.float32]
+    within: NDArray[np.bool_]
+    unlikeness: NDArray[np.float32]
     passages: int
 
     @property
@@ -107,24 +114,26 @@ def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], di
     """
     given, passages = len(passages), passages or (Passage(""),)
     asked = _pieces(tokenizer, question)[:LONGEST_QUESTION]
-    words = {word for _, word in asked if word}
-    blocks: list[tuple[list[int], list[int]]] = [([token for token, _ in asked], [ASKED] * len(asked))]
+    words = {piece.word for piece in asked if piece.word}
+    blocks = [(asked, [ASKED] * len(asked))]
     for passage in passages:
         told = _pieces(tokenizer, passage.text)[: LONGEST_BLOCK - len(asked) - 1]
-        known = {word for _, word in told if word}
-        block = [*(token for token, _ in asked), SEPARATOR, *(token for token, _ in told)]
-        parts = [ASKED_FOUND if word in known else ASKED for _, word in asked] + [ASKED]
-        blocks.append((block, parts + [TOLD_ASKED if word in words else TOLD for _, word in told]))
+        known = {piece.word for piece in told if piece.word}
+        parts = [ASKED_FOUND if piece.word in known else ASKED for piece in asked] + [ASKED]
+        parts += [TOLD_ASKED if piece.word in words else TOLD for piece in told]
+        blocks.append(([*asked, _Piece(SEPARATOR), *told], parts))
     longest = max(len(block) for block, _ in blocks)
     tokens = np.full((len(blocks), longest), PAD, np.int64)
     roles = np.full((len(blocks), longest), EMPTY, np.int64)
-    for row, (own, theirs) in enumerate(blocks):
-        tokens[row, : len(own)], roles[row, : len(own)] = own, theirs
+    within = np.zeros((len(blocks), longest), np.bool_)
+    for row, (pieces, parts) in enumerate(blocks):
+        tokens[row, : len(pieces)], roles[row, : len(pieces)] = [piece.token for piece in pieces], parts
+        within[row, : len(pieces)] = [piece.within for piece in pieces]
     products = np.zeros((len(blocks), dim), np.float32)
     for row, passage in enumerate(passages, 1):
         if passage.product is not None:
             products[row] = passage.product
-    return Prompt(tokens, roles, _features(passages), products, given)
+    return Prompt(tokens, roles, _features(passages), products, within, _unlikeness(passages), given)
 
 
 def continues(source: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -162,14 +171,41 @@ def _features(passages: Sequence[Passage]) -> NDArray[np.float32]:
     return rows
 
 
-def _pieces(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
-    """Each token and the word that it is of, in small letters; empty for signs."""
+def _unlikeness(passages: Sequence[Passage]) -> NDArray[np.float32]:
+    cosines = {
+        row: passage.image_cosine
+        for row, passage in enumerate(passages, 1)
+        if passage.image_cosine is not None and not passage.by_words and not passage.second_hop
+    }
+    found = np.zeros(len(passages) + 1, np.float32)
+    for row, cosine in cosines.items():
+        found[row] = max(cosines.values()) - cosine
+    return found
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A token.
+
+    Attributes:
+        token: its id.
+        word: the word that it is of, in small letters; empty for signs.
+        within: whether the token before it is of the same word.
+    """
+
+    token: int
+    word: str = ""
+    within: bool = False
+
+
+def _pieces(tokenizer: Tokenizer, text: str) -> list[_Piece]:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     spans = [(found.end(), found.start(), found[0].casefold()) for found in _WORD.finditer(text)]
-    pieces, at = [], 0
+    pieces, at, before = list[_Piece](), 0, -1
     for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
         while at < len(spans) and spans[at][0] < end:
             at += 1
-        word = spans[at][2] if at < len(spans) and spans[at][1] < end else ""
-        pieces.append((token, word))
+        inside = at < len(spans) and spans[at][1] < end
+        pieces.append(_Piece(token, spans[at][2] if inside else "", inside and at == before))
+        before = at if inside else -1
     return pieces
