@@ -65,7 +65,7 @@ class Generator:
             found = self._retriever.first_hop(question, look.embedding, scope)
         if hops > 1 and deadline.left_ms() >= needed_ms + self._hop_pace.ms:
             with deadline.stage("second_hop"), self._hop_pace.run():
-                found += self._retriever.second_hop(look.embedding, scope, found)
+                found = self._retriever.with_second_hop(look.embedding, scope, found)
         if deadline.left_ms() < needed_ms:
             return None
         with deadline.stage("prefill"):

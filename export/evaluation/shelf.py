@@ -86,7 +86,7 @@ class Shelf:
         scope, picture = Where(ids=left), None if look is None else look.embedding
         found = self._retriever.first_hop(question, picture, scope)
         if hops > 1:
-            found += self._retriever.second_hop(picture, scope, found)
+            found = self._retriever.with_second_hop(picture, scope, found)
         return [Found(self._rows[one.id], one.passage) for one in found]
 
     def retold(self, found: Sequence[Found], row: int, text: str, question: str) -> list[Passage]:

@@ -322,7 +322,7 @@ class _Search:
         else:
             places = np.flatnonzero(self._told if free else self._told & ~self._within)
         places = places[self.source[places] == token]
-        weights = copies[places] + np.float32(1e-12)
+        weights = copies[places] if copies[places].any() else np.ones(len(places))
         shares = np.bincount(self._owner[places], weights / weights.sum(), len(self.nothing.copied) + 1)[1:]
         copied = root.copied + np.float32(1 - own) * shares[: len(root.copied)].astype(np.float32)
         return _Hypothesis((*root.tokens, token), probability, copied, None if free else places)

@@ -12,14 +12,16 @@ from typing import Literal
 from urllib.parse import quote
 
 from edge_ravlm.errors import MemoryFault, StorageError
+from edge_ravlm.runtime.memory import words
 from edge_ravlm.runtime.memory.faults import damaged, foreign
 
 Mode = Literal["rw", "ro", "immutable"]
 
 FILE = "memory.db"
 _UNFINISHED = "new-memory.db"
-SCHEMA_VERSION = 2
-"""Since 2 checksums cover the id of the entry that they belong to; those of 1 are read, and stay as they are."""
+SCHEMA_VERSION = 3
+"""Since 2 checksums cover the id of the entry that they belong to; those of 1 are read, and stay as they are. Since 3
+there is an index of the entries' words."""
 
 APPLICATION_ID = 0x4552564D  # "ERVM"
 BUSY_SECONDS = 30.0
@@ -196,6 +198,7 @@ def _write_schema(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";"):
         connection.execute(statement)
+    words.make(connection)
     connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     connection.execute("COMMIT")

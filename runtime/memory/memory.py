@@ -16,16 +16,21 @@ from numpy.typing import ArrayLike, NDArray
 from edge_ravlm.errors import MemoryFault, UsageError
 from edge_ravlm.runtime.memory import generations
 from edge_ravlm.runtime.memory.compaction import Compactor, Progress
-from edge_ravlm.runtime.memory.database import Mode, folder_lock, prepare, reading_mode
+from edge_ravlm.runtime.memory.database import FILE, Mode, folder_lock, prepare, reading_mode
 from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Rows, Space, Tag, Where, check_field_name, unit
 from edge_ravlm.runtime.memory.faults import reported
 from edge_ravlm.runtime.memory.live import Live, check_spaces
+from edge_ravlm.runtime.memory.ranking import found_in
 from edge_ravlm.runtime.memory.stats import FieldStats, Stats
 from edge_ravlm.runtime.memory.store import Store
 from edge_ravlm.runtime.memory.verification import examine
+from edge_ravlm.runtime.memory.words import words_of
 
 _PAGE = 256
 """Entries read at a time while iterating."""
+
+_SAID = 32
+"""So many times as many entries may say a rare word in a memory that only a part of is asked about."""
 
 
 class Memory:
@@ -184,6 +189,27 @@ class Memory:
         clipped = scores.clip(-1.0, 1.0).tolist()
         return [Hit(id_, score) for id_, score in zip(ids.tolist(), clipped, strict=True)]
 
+    def saying(self, text: str, where: Where | None = None, most: int = 128) -> list[int]:
+        """Entries that share a rare word with a text, ascending: names, codes and numbers, which vectors hardly tell.
+
+        Args:
+            text: any text; case does not matter.
+            where: only entries that match.
+            most: a word that more of them say is not rare.
+        """
+        _, matches = self._live.matching(where)
+        found: set[int] = set()
+        limit = most if matches is None else _SAID * most
+        for word in words_of(text):
+            with self._live.reading() as store:
+                ids = store.saying(word, limit + 1)
+            if len(ids) > limit:
+                continue
+            ids = ids if matches is None else ids[found_in(matches, ids)[1]]
+            if len(ids) <= most:
+                found.update(ids.tolist())
+        return sorted(found)
+
     def stats(self) -> Stats:
         """The memory in numbers."""
         view = self._live.view()
@@ -276,6 +302,10 @@ class Memory:
         with reported(self._folder):
             mode: Mode = "rw" if self._store is not None else reading_mode(self._folder)
             found = examine(self._folder, mode)
+        if self._store is not None:
+            with self._write_lock, reported(self._folder):
+                if self._store.mend_words():
+                    found.problems.append(f"{FILE}: the index of words disagreed with the entries; it was made anew")
         if found.files:
             if self._store is not None:
                 with self._write_lock, reported(self._folder):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from edge_ravlm.errors import StorageError
+from edge_ravlm.runtime.memory import words
 from edge_ravlm.runtime.memory.database import FILE, SCHEMA_VERSION, Mode, connect, identity, looks
 from edge_ravlm.runtime.memory.entries import Entry, Ids, NewEntry, Rows, Space, Tag, Where
 from edge_ravlm.runtime.memory.faults import damaged
 from edge_ravlm.runtime.memory.filters import conditions, json_list
+
+_log = logging.getLogger(__name__)
 
 _SOME_IDS = "IN (SELECT value FROM json_each(?))"
 
@@ -81,7 +86,8 @@ class Store:
                 do="put it back, or open the memory again",
             )
         with self._transaction("BEGIN IMMEDIATE"):
-            if self._number("PRAGMA user_version") < SCHEMA_VERSION:  # from here on its checksums are of this format
+            if self._number("PRAGMA user_version") < SCHEMA_VERSION:  # from here on it is of this format
+                words.make(self._db)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             yield
             self._db.execute("UPDATE state SET version = version + 1")
@@ -206,6 +212,20 @@ class Store:
         rows = self._db.execute("SELECT seq, entry_id FROM gone WHERE seq > ?", (seq,)).fetchall()
         return max((row[0] for row in rows), default=seq), np.array([row[1] for row in rows], np.int64)
 
+    def saying(self, word: str, most: int) -> Ids:
+        """Ascending ids of entries that say a word, at most so many, int64; none where there is no index of words."""
+        found = list[int]()
+        try:
+            if words.made(self._db):
+                found = words.having(self._db, word, most)
+        except sqlite3.DatabaseError as error:
+            if not any(sign in str(error) for sign in ("malformed", "vtable")):
+                raise
+            _log.warning(
+                "memory '%s': the index of words is damaged; `edge-ravlm memory verify` makes it anew", self._folder
+            )
+        return np.array(found, np.int64)
+
     def complaints(self) -> list[str]:
         """What SQLite's own integrity check finds wrong; empty when sound."""
         found = [str(row[0]) for row in self._db.execute("PRAGMA integrity_check(10)")]
@@ -233,6 +253,7 @@ class Store:
             "INSERT INTO tags VALUES (?, ?, ?, ?)",
             ((i, key, value, isinstance(value, bool)) for i, e in numbered for key, value in e.tags.items()),
         )
+        words.put(self._db, numbered)
         return [i for i, _ in numbered]
 
     def put_vectors(self, field: str, ids: Sequence[int], rows: Rows) -> None:
@@ -253,6 +274,7 @@ class Store:
         """Remove entries and everything of theirs; returns how many there were."""
         wanted = [json_list(list(ids))]
         self._db.execute(f"INSERT INTO gone (entry_id) SELECT id FROM entries WHERE id {_SOME_IDS}", wanted)
+        words.drop(self._db, ids)
         for table in ("vectors", "tags", "thumbnails"):
             self._db.execute(f"DELETE FROM {table} WHERE entry_id {_SOME_IDS}", wanted)
         return self._db.execute(f"DELETE FROM entries WHERE id {_SOME_IDS}", wanted).rowcount
@@ -269,6 +291,15 @@ class Store:
         self._db.execute("DELETE FROM files")
         rows = ((file.name, file.size, file.sha256, file.stamp) for file in files)
         self._db.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", rows)
+
+    def mend_words(self) -> bool:
+        """Make the index of words anew where it does not hold what the entries say; whether that was so."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            if not words.made(self._db) or words.sound(self._db):
+                return False
+        with self._transaction("BEGIN IMMEDIATE"):
+            words.make(self._db)
+        return True
 
     def stamp(self, generation: int, stamps: Mapping[str, str]) -> None:
         """Note how files of a generation looked when last verified; changes no answer, so not the version."""

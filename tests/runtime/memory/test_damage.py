@@ -204,7 +204,7 @@ def test_altered_rows_are_refused_not_served(made: Path, spaces: dict[str, Space
     with Memory.open(made, spaces, auto_compact=False) as memory:
         with pytest.raises(MemoryDamaged, match="entry 201 altered"):
             memory.get([201])
-        assert memory.verify() == ["memory.db: entry 201 altered"]
+        assert memory.verify()[0] == "memory.db: entry 201 altered"
     path.write_bytes(path.read_bytes().replace(np.full(16, 0.25, np.float16).tobytes(), b"\1" * 32))
     with pytest.raises(MemoryDamaged, match="vector of entry 201 altered"):
         Memory.open(made, spaces)
@@ -228,10 +228,10 @@ def test_what_was_an_entrys_is_not_taken_for_anothers(made: Path, spaces: dict[s
         read()
 
 
-def test_a_memory_of_format_1_is_read_and_becomes_one_of_format_2_when_it_is_written_to(
+def test_a_memory_of_format_1_is_read_and_becomes_one_of_today_when_it_is_written_to(
     made: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checksums do not cover the entry's id; an older program must not meet those that do."""
+    """Its checksums do not cover the entry's id, and it has no index of words; older programs must not meet them."""
 
     def version() -> int:
         with closing(sqlite3.connect(made / "memory.db")) as database:
@@ -244,16 +244,37 @@ def test_a_memory_of_format_1_is_read_and_becomes_one_of_format_2_when_it_is_wri
             id_ = memory.add([NewEntry("from before", vectors={"image": vector})])[0]
     with closing(sqlite3.connect(made / "memory.db")) as database:
         database.execute("PRAGMA user_version = 1")
+        database.execute("DROP TABLE words")
     for read_only in (True, False):
         with Memory.open(made, spaces, read_only=read_only) as memory:
             assert memory.get([id_])[0].text == "from before"
             assert memory.search("image", vector, 1)[0].id == id_
+            assert memory.saying("before") == []
+            assert memory.verify() == []
         assert version() == 1, "who only reads locks no older program out"
     with Memory.open(made, spaces) as memory:
         memory.add([NewEntry("from now on", vectors={"image": vector})])
         assert [entry.text for entry in memory.entries()][-2:] == ["from before", "from now on"]
+        assert memory.saying("before") == [id_]
         assert memory.verify() == []
-    assert version() == 2
+    assert version() == 3
+
+
+@pytest.mark.parametrize(("change", "noticed"), [("x'ff'", False), ("x'ff' WHERE id > 10", True)])
+def test_a_damaged_index_of_words_costs_no_entry_and_is_made_anew(
+    made: Path, spaces: dict[str, Space], caplog: pytest.LogCaptureFixture, change: str, noticed: bool
+) -> None:
+    with Memory.open(made, spaces) as memory:
+        id_ = memory.add([NewEntry("code ZX 4711", vectors={"image": np.ones(16)})])[0]
+    with closing(sqlite3.connect(made / "memory.db")) as database, database:
+        database.execute(f"UPDATE words_data SET block = {change}")
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        assert memory.get([id_])[0].text == "code ZX 4711"
+        assert memory.saying("zx") == []
+        assert ("edge-ravlm memory verify" in caplog.text) is noticed
+        assert "made anew" in memory.verify()[-1]
+        assert memory.saying("zx") == [id_]
+        assert memory.verify() == []
 
 
 def test_no_flipped_byte_in_the_database_crashes_or_changes_an_entry(
