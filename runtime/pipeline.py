@@ -345,7 +345,9 @@ class Ravlm:
             with deadline.stage("search"):
                 question = self._text.embed_question(standing.question)
                 about = openness(standing.question, float((self._open_questions @ question).max()), self._rules)
-                standing.topic = find_topic(self.memory, question, about, standing.scope, self._rules)
+                standing.topic = find_topic(
+                    self.memory, standing.question, question, about, standing.scope, self._rules
+                )
         return standing.topic
 
     def _answer(self, standing: Standing, look: Look, frame: Frame, deadline: Deadline) -> tuple[Answer, bool]:

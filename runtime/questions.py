@@ -47,6 +47,9 @@ _POINTING = re.compile(r"\b(this|these)\b|\bthat\W*$", re.IGNORECASE)
 _TEXT_ARM, IMAGE_ARM = 256, 64
 """How many memories each retrieval brings. The image arm is only needed when the text arm is full."""
 
+_NAMING = 32
+"""Memories among which the one that names the topic is looked for."""
+
 _NAMED = 5
 """At most so many regions are named to somebody who asks about another one."""
 
@@ -152,7 +155,7 @@ def openness(question: str, likeness: float, rules: Answering) -> float:
     return likeness if likeness >= floor else -1.0
 
 
-def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, rules: Answering) -> Topic:
+def find_topic(memory: Memory, question: str, vector: Vector, openness: float, scope: Where, rules: Answering) -> Topic:
     """Retrieve the memories whose text is about the question.
 
     The memory whose text is nearest names the topic; the memories whose texts are like *its* text are the topic's
@@ -160,18 +163,19 @@ def find_topic(memory: Memory, question: Vector, openness: float, scope: Where, 
 
     Args:
         memory: where to look.
-        question: float32 [d], the question's vector.
+        question: the question; rare words of it (names, codes) count beside its vector.
+        vector: float32 [d], the question's.
         openness: see ``openness``.
         scope: which memories may be used.
         rules: the bundle's constants.
     """
-    found = memory.search("text", question, 1, scope)
+    found = memory.search("text", vector, _NAMING, scope, words=question)
     if not found:
         return Topic(scope=scope, silence=_why_empty(memory, scope))
-    best = found[0]
-    if openness >= max(best.score, 0.0):  # about the picture itself: its neighbours decide
+    if openness >= max(0.0, *(hit.score for hit in found)):  # about the picture itself: its neighbours decide
         return Topic(scope=scope, crowded=True)
-    if best.score < rules.text_floor:
+    best = next((hit for hit in found if hit.score >= rules.text_floor), None)
+    if best is None:
         return Topic(scope=scope, silence="no memory talks about this")
     name = memory.vectors("text", [best.id])[0]
     hits = memory.search("text", name, _TEXT_ARM, scope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +14,22 @@ from edge_ravlm.errors import UsageError
 from edge_ravlm.frames import Frame, Region
 from edge_ravlm.runtime.answer import Evidence
 from edge_ravlm.runtime.encoders import ImageEncoder, Look, TextEncoder, check_question
-from edge_ravlm.runtime.memory import Memory, Where
+from edge_ravlm.runtime.memory import Hit, Memory, Where
 
 Vector = NDArray[np.float32]
 
-Query = Mapping[str, Vector]
-"""What to look for, by the memory's field."""
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for.
+
+    Attributes:
+        vectors: by the memory's field.
+        words: the text that was asked with; entries that share rare words with it come first.
+    """
+
+    vectors: Mapping[str, Vector]
+    words: str = ""
 
 
 class Searcher:
@@ -46,19 +57,20 @@ class Searcher:
         if text is not None:
             words = self._text.embed_question(check_question(text))
             # A memory that was made without the field, and may not be written, has none.
-            found.append({field: words for field in ("text", "meaning") if field in self._memory.spaces})
+            fields = (field for field in ("text", "meaning") if field in self._memory.spaces)
+            found.append(Query(dict.fromkeys(fields, words), text))
         if picture is not None:
             frame, encoder = Frame.of(picture), self._image
             look = encoder.study(frame) if region is None else encoder.look(encoder.preprocess(frame, region))
-            found.append({"image": look.embedding} if of == "image" else {"text": self._meaning(look)})
+            found.append(Query({"image": look.embedding} if of == "image" else {"text": self._meaning(look)}))
         return found
 
     def nearest(self, queries: Sequence[Query], k: int, where: Where) -> list[Evidence]:
         """The ``k`` memories that are nearest to all of the queries; at least one query."""
-        scores = self._scores(queries, k, where)
-        best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
-        entries = self._memory.get([id_ for id_, _ in best])
-        return [Evidence(entry.id, entry.text, score) for entry, (_, score) in zip(entries, best, strict=True)]
+        hits = self._hits(queries, k, where)
+        best = sorted(hits, key=lambda hit: (-hit.score - hit.shared, hit.id))[:k]
+        entries = self._memory.get([hit.id for hit in best])
+        return [Evidence(entry.id, entry.text, hit.score) for entry, hit in zip(entries, best, strict=True)]
 
     def _meaning(self, look: Look) -> Vector:
         if look.meaning is None:
@@ -70,23 +82,24 @@ class Searcher:
             )
         return look.meaning
 
-    def _scores(self, queries: Sequence[Query], k: int, where: Where) -> dict[int, float]:
+    def _hits(self, queries: Sequence[Query], k: int, where: Where) -> list[Hit]:
         if len(queries) == 1:
-            return self._cosines(queries[0], k, where)
+            return self._of_one(queries[0], k, where)
         wide = max(4 * k, 64)
-        ids = frozenset(id_ for query in queries for id_ in self._cosines(query, wide, where))
-        if not ids:
-            return {}
-        sums = dict.fromkeys(ids, 0.0)  # an entry without one of the two counts zero for it
-        for query in queries:
-            for id_, score in self._cosines(query, len(ids), Where(ids=ids)).items():
-                sums[id_] += score / len(queries)
-        return sums
+        ids = frozenset(hit.id for query in queries for hit in self._of_one(query, wide, where))
+        sums = {id_: Hit(id_, 0.0) for id_ in ids}  # an entry without one of the two counts zero for it
+        for query in queries if ids else ():
+            for hit in self._of_one(query, len(ids), Where(ids=ids)):
+                before = sums[hit.id]
+                score, shared = before.score + hit.score / len(queries), before.shared + hit.shared / len(queries)
+                sums[hit.id] = Hit(hit.id, score, shared)
+        return list(sums.values())
 
-    def _cosines(self, query: Query, k: int, where: Where) -> dict[int, float]:
-        """The nearest entries of each field that the query is for; the largest cosine of an entry counts."""
-        found: dict[int, float] = {}
-        for field, vector in query.items():
-            for hit in self._memory.search(field, vector, k, where):
-                found[hit.id] = max(hit.score, found.get(hit.id, -1.0))
-        return found
+    def _of_one(self, query: Query, k: int, where: Where) -> list[Hit]:
+        """The nearest entries of each field that the query is for; the best hit of an entry counts."""
+        found: dict[int, Hit] = {}
+        for field, vector in query.vectors.items():
+            for hit in self._memory.search(field, vector, k, where, words=query.words if field == "text" else ""):
+                before = found.get(hit.id, hit)
+                found[hit.id] = Hit(hit.id, max(hit.score, before.score), max(hit.shared, before.shared))
+        return list(found.values())

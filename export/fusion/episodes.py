@@ -16,10 +16,8 @@ from edge_ravlm.export.data import questions
 from edge_ravlm.export.data.backgrounds import Half
 from edge_ravlm.export.data.questions import Asked
 from edge_ravlm.export.fusion.bank import Bank
-from edge_ravlm.runtime.fusion.layout import (
-    Passage,
-)
-from edge_ravlm.runtime.fusion.retrieval import overlaps
+from edge_ravlm.runtime.fusion.layout import Passage
+from edge_ravlm.runtime.memory.words import overlaps
 
 Texts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds texts: float32 [n, d] of unit length."""

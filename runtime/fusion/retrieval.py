@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,14 +11,13 @@ from numpy.typing import NDArray
 
 from edge_ravlm.runtime.fusion.layout import Passage
 from edge_ravlm.runtime.memory import Memory, Where
-from edge_ravlm.runtime.memory.words import words_of
+from edge_ravlm.runtime.memory.words import overlaps
 
 TOLD, EXPLAINED = 2, 3
 """Entries that a question brings by its words, and that the second hop brings. Few: each costs reading time."""
 
 _CANDIDATES, _LIKENESS = 128, 0.1
-"""Entries near to the finding that the second hop's are chosen from, beside all that share a rare word with it; and
-what a cosine counts there, where the share of the words counts 1."""
+"""Entries among which the second hop's are chosen, and what a cosine counts there, where shared words count 1."""
 
 Vector = NDArray[np.float32]
 
@@ -65,7 +62,7 @@ class Retriever:
         """
         query = self._text.embed_question(question)
         seen = [] if picture is None else self._memory.search("image", picture, self._most, scope)
-        told = self._memory.search("text", query, self._most if picture is None else TOLD, scope)
+        told = self._memory.search("text", query, self._most if picture is None else TOLD, scope, words=question)
         pictured = {hit.id for hit in seen}
         found = self._found(list(dict.fromkeys(hit.id for hit in (*seen, *told))), picture, query)
         return [replace(one, passage=replace(one.passage, by_words=one.id not in pictured)) for one in found]
@@ -73,28 +70,21 @@ class Retriever:
     def with_second_hop(self, picture: Vector | None, scope: Where, found: Sequence[Found]) -> list[Found]:
         """What the first hop found, and the entries that speak of what the nearest picture's entry says.
 
-        An embedding of a text hardly tells one code or name from another: those that share a rare word with the finding
-        are candidates too, and rare words decide. Of codes that 1,600 entries tell and explain, the explanation is the
-        first in 0.999 of all cases, and was among the first three in 0.26 by nearness and re-ranking alone.
+        Rare words that they share with it count, or no code or name would be told from another.
         """
         if not found or found[0].passage.image_cosine is None:
             return list(found)
         finding = found[0].passage.text
         query = self._text.embed([finding])[0]
-        akin = set(self._memory.saying(finding, scope))
-        known = {one.id for one in found if not (one.passage.by_words and one.id in akin)}
-        near = self._memory.search("text", query, _CANDIDATES + len(known), scope)
-        ids = (akin | {hit.id for hit in near}) - known
-        if not ids:
-            return list(found)
-        hits = self._memory.search("text", query, len(ids), Where(ids=frozenset(ids)))
-        shared = overlaps(finding, [entry.text for entry in self._memory.get([hit.id for hit in hits])])
-        order = np.argsort(
-            [-share - _LIKENESS * hit.score for hit, share in zip(hits, shared, strict=True)], kind="stable"
-        )
-        best = {hits[row].id: shared[row] for row in order[:EXPLAINED]}
-        new = self._found(list(best), picture, query)
-        new = [replace(one, passage=replace(one.passage, second_hop=True, overlap=best[one.id])) for one in new]
+        hits = self._memory.search("text", query, _CANDIDATES, scope, words=finding)
+        texts = self._memory.texts([hit.id for hit in hits])
+        shared = dict(zip((hit.id for hit in hits), overlaps(finding, texts), strict=True))
+        # What the question's words brought, too, may speak of it.
+        known = {one.id for one in found if not (one.passage.by_words and shared.get(one.id))}
+        hits = sorted(hits, key=lambda hit: -shared[hit.id] - _LIKENESS * hit.score)
+        best = [hit.id for hit in hits if hit.id not in known][:EXPLAINED]
+        new = self._found(best, picture, query)
+        new = [replace(one, passage=replace(one.passage, second_hop=True, overlap=shared[one.id])) for one in new]
         return [*(one for one in found if one.id not in best), *new]
 
     def _found(self, ids: list[int], picture: Vector | None, query: Vector) -> list[Found]:
@@ -112,19 +102,3 @@ class Retriever:
             Found(entry.id, Passage(entry.text, seen.get(entry.id), products.get(entry.id), told.get(entry.id, 0.0)))
             for entry in self._memory.get(ids)
         ]
-
-
-def overlaps(said: str, texts: Sequence[str]) -> list[float]:
-    """The share of a sentence's words that each of the texts repeats, 0 to 1.
-
-    Words weigh by how few of the texts have them, log((n + 1) / (have it + 0.5)) (Spärck Jones 1972, "A statistical
-    interpretation of term specificity"), to the third power: a code weighs more than a phrase that a few texts share.
-    Among 24 to 100 texts the explanation of a code shares the most with it in 1.00 of all cases, at the first power in
-    0.75 to 0.94.
-    """
-    wanted = set(words_of(said))
-    there = [wanted.intersection(words_of(text)) for text in texts]
-    frequency = Counter(word for words in there for word in words)
-    weights = {word: math.log((len(texts) + 1) / (frequency[word] + 0.5)) ** 3 for word in wanted}
-    total = sum(weights.values())
-    return [sum(weights[word] for word in words) / total if total > 0 else 0.0 for words in there]

@@ -115,10 +115,12 @@ class Hit:
     Attributes:
         id: the entry.
         score: cosine between the query and the stored float16 row, in float32.
+        shared: how much rare words of the query's text the entry repeats, see ``words.rarities``.
     """
 
     id: int
     score: float
+    shared: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

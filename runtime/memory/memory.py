@@ -24,10 +24,13 @@ from edge_ravlm.runtime.memory.ranking import found_in
 from edge_ravlm.runtime.memory.stats import FieldStats, Stats
 from edge_ravlm.runtime.memory.store import Store
 from edge_ravlm.runtime.memory.verification import examine
-from edge_ravlm.runtime.memory.words import words_of
+from edge_ravlm.runtime.memory.words import rarities, words_of
 
 _PAGE = 256
 """Entries read at a time while iterating."""
+
+_NEAR = 128
+"""Nearest entries that are compared by their words too, beside those that share rare ones."""
 
 _SAID = 32
 """So many times as many entries may say a rare word in a memory that only a part of is asked about."""
@@ -146,6 +149,12 @@ class Memory:
                 raise self._no_such(f"entry {id_}")
         return [found[id_] for id_ in wanted]
 
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """What entries say, in the order of ids, without reading pictures; nothing of those that do not exist."""
+        with self._live.reading() as store:
+            found = store.texts(ids)
+        return [found.get(id_, "") for id_ in ids]
+
     def entries(self, where: Where | None = None) -> Iterator[Entry]:
         """Matching entries by ascending id; those removed while iterating are left out."""
         with self._live.reading() as store:
@@ -168,7 +177,7 @@ class Memory:
             raise self._no_such(f"the '{field}' vector of entry {wanted[int(np.argmin(present))]}")
         return rows
 
-    def search(self, field: str, query: ArrayLike, k: int, where: Where | None = None) -> list[Hit]:
+    def search(self, field: str, query: ArrayLike, k: int, where: Where | None = None, *, words: str = "") -> list[Hit]:
         """The k entries whose `field` vectors are nearest to query by cosine, best first, equal scores by id.
 
         Above SCAN_ROWS candidates the nearest are found through graphs (recall@10 measured on clusters: 0.998 among
@@ -180,9 +189,13 @@ class Memory:
             query: float32 [D], any length above zero.
             k: how many hits, 1 or more; more than there are is fine.
             where: only entries that match.
+            words: a text of which rare words are looked for as well, for names and codes: what entries repeat of it is
+                added to their cosines, and decides with them.
         """
         if operator.index(k) < 1:
             raise UsageError("k", expected="1 or more", got=str(k), do="ask for at least one hit")
+        if words:
+            return self._search_with(words, field, query, operator.index(k), where)
         view, matches = self._live.matching(where)
         space, rows = view.field(field)
         ids, scores = rows.search(unit(field, query, space), operator.index(k), matches)
@@ -314,6 +327,19 @@ class Memory:
         return found.problems
 
     # -- inside ---------------------------------------------------------------------------------------------
+
+    def _search_with(self, words: str, field: str, query: ArrayLike, k: int, where: Where | None) -> list[Hit]:
+        near = self.search(field, query, max(k, _NEAR), where)
+        ids = frozenset(self.saying(words, where)).union(hit.id for hit in near)
+        if not ids:
+            return []
+        hits = self.search(field, query, len(ids), Where(ids=ids))
+        with self._live.reading() as store:
+            texts = store.texts([hit.id for hit in hits])
+        hits = [hit for hit in hits if hit.id in texts]  # another process may have removed one just now
+        shares = rarities(words, [texts[hit.id] for hit in hits])
+        found = [Hit(hit.id, hit.score, shared) for hit, shared in zip(hits, shares, strict=True)]
+        return sorted(found, key=lambda hit: (-hit.score - hit.shared, hit.id))[:k]
 
     def _start(self, spaces: Mapping[str, Space]) -> None:
         if self._store is not None:

@@ -183,6 +183,11 @@ class Store:
         )
         return {row[0]: self._entry(row, tags.get(row[0], {})) for row in rows.fetchall()}
 
+    def texts(self, ids: Sequence[int]) -> dict[int, str]:
+        """What those of ids say that exist; unchecked."""
+        rows = self._db.execute(f"SELECT id, text FROM entries WHERE id {_SOME_IDS}", [json_list(list(ids))])
+        return dict(rows.fetchall())
+
     def vectors_since(self, field: str, dim: int, seq: int) -> tuple[Ids, Rows]:
         """Ids and rows of a field that were put after `seq`, in that order."""
         found = self._db.execute(

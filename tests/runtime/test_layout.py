@@ -21,7 +21,6 @@ from edge_ravlm.runtime.fusion.layout import (
     continues,
     lay_out,
 )
-from edge_ravlm.runtime.fusion.retrieval import overlaps
 
 WORDS = ["who", "owns", "this", "bike", "the", "Owner", "is", "Karla", "red", "R4", "means", "no", "entry", "sign"]
 DIM = 4
@@ -98,10 +97,24 @@ def test_a_copy_goes_on_where_the_last_words_stand():
     assert not found[2].any()
 
 
-def test_rare_words_tie_two_texts_together():
-    texts = ["sign R4 means no entry", "sign R7 means no entry", "sign B1 means a school", "the bin is red"]
-    shares = overlaps("this sign: r7", texts)
-    assert int(np.argmax(shares)) == 1
-    assert shares[1] > 2 * max(shares[0], shares[2], shares[3])
-    assert overlaps("!", texts) == [0.0] * 4
-    assert overlaps("red", []) == []
+def test_tokens_know_whether_they_go_on_with_a_word(tokenizer):
+    pieces = models.WordPiece(
+        {word: row for row, word in enumerate([*SPECIAL, "bike", "##s", "R", "##4", "-"])}, unk_token="[UNK]"
+    )
+    made = Tokenizer(pieces)
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    prompt = lay_out(made, "bikes", [Passage("R4-R4 bike")], DIM)
+    assert prompt.within[0, :2].tolist() == [False, True]
+    assert prompt.within[1].tolist() == [False, True, False, False, True, False, False, True, False]
+
+
+def test_only_what_the_picture_brought_is_doubted_for_not_being_alike(tokenizer):
+    passages = [
+        Passage("red bike", 0.9),
+        Passage("no entry", 0.4),
+        Passage("sign R4", 0.1, by_words=True),
+        Passage("sign means no entry", 0.2, second_hop=True),
+        Passage("Owner is Karla"),
+    ]
+    assert lay_out(tokenizer, "who", passages, DIM).unlikeness == pytest.approx([0, 0, 0.5, 0, 0, 0])
+    assert not lay_out(tokenizer, "who", [], DIM).unlikeness.any()

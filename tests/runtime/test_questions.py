@@ -49,8 +49,10 @@ def tell(memory: Memory) -> Tell:
     return add
 
 
-def topic_of(memory: Memory, question: Vector, rules: Answering, *, openness: float = -1.0, **where: object) -> Topic:
-    return find_topic(memory, question, openness, Where(**where), rules)  # type: ignore[arg-type]
+def topic_of(
+    memory: Memory, question: Vector, rules: Answering, *, openness: float = -1.0, said: str = "", **where: object
+) -> Topic:
+    return find_topic(memory, said, question, openness, Where(**where), rules)  # type: ignore[arg-type]
 
 
 def voters(topic: Topic) -> list[int]:

@@ -1,0 +1,109 @@
+"""Names, codes and numbers are found by what they are, not only by what they are like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where
+from edge_ravlm.runtime.memory.words import overlaps, rarities, words_of
+
+SAME = np.ones(8, np.float32)
+
+
+def tell(memory: Memory, *texts: str, camera: str = "yard") -> list[int]:
+    """Entries whose vectors are all alike: only words tell them apart."""
+    return memory.add([NewEntry(text, vectors={"text": SAME}, tags={"camera": camera}) for text in texts])
+
+
+def test_what_was_added_is_found_by_its_words_at_once_and_not_once_it_is_removed(memory: Memory) -> None:
+    first, second, third = tell(memory, "cabinet C-5679 is oak", "Cabinet C-4444", "Straße nach Ørsta, 5679")
+    assert memory.saying("where is c-5679?") == [first, second, third], "'c' is a word too"
+    assert memory.saying("4444") == [second]
+    assert memory.saying("ØRSTA") == [third]
+    assert memory.saying("no such thing") == memory.saying("?!") == []
+    assert memory.remove(second) == 1
+    assert memory.saying("4444") == []
+    assert memory.verify() == []
+
+
+def test_other_processes_words_are_found(memory: Memory, folder: Path, spaces: dict[str, Space]) -> None:
+    with Memory.open(folder, spaces) as other:
+        (id_,) = tell(other, "the spare key is with Ms Quill")
+        assert memory.saying("quill") == [id_]
+    with Memory.open(folder, spaces, read_only=True) as reader:
+        assert reader.saying("quill") == [id_]
+
+
+def test_a_word_that_many_say_is_not_rare_also_where_only_some_are_asked(memory: Memory) -> None:
+    many = tell(memory, *(f"gate {row}" for row in range(20)))
+    here = tell(memory, "gate of the garden", camera="garden")
+    assert memory.saying("gate", most=20) == []
+    assert memory.saying("gate", most=21) == [*many, *here]
+    assert memory.saying("gate", Where(tags={"camera": "garden"}), most=20) == here
+    assert memory.saying("gate", Where(tags={"camera": "garden"}), most=0) == []
+    assert memory.saying("gate 7", most=5) == [many[7]]
+
+
+@pytest.mark.parametrize(
+    "text", ['say "hello" OR NOT (near*', "a'b; DROP TABLE entries", "x^2 AND", "ー长い x_y ²", "\0"]
+)
+def test_no_text_is_taken_for_a_command(memory: Memory, text: str) -> None:
+    (id_,) = tell(memory, text)
+    assert memory.saying(text) == ([id_] if words_of(text) else [])
+    assert [hit.id for hit in memory.search("text", SAME, 3, words=text)] == [id_]
+
+
+def test_rare_words_decide_where_vectors_do_not(memory: Memory) -> None:
+    ids = tell(memory, *(f"it is listed as AB {row}" for row in range(200)))
+    for row in (0, 117, 199):
+        best, *others = memory.search("text", SAME, 3, words=f"what is AB {row}?")
+        assert best.id == ids[row]
+        assert best.score == pytest.approx(1, abs=1e-3), "scores stay cosines"
+        assert best.shared > 0.9
+        assert all(hit.shared < 0.1 for hit in others)
+    assert all(hit.shared == 0 for hit in memory.search("text", SAME, 3))
+
+
+def test_a_filter_holds_for_words_too(memory: Memory) -> None:
+    tell(memory, "the key is in box 17", camera="yard")
+    (there,) = tell(memory, "the bench is green", camera="hall")
+    hits = memory.search("text", SAME, 5, Where(tags={"camera": "hall"}), words="what is in box 17?")
+    assert [hit.id for hit in hits] == [there]
+    assert memory.search("text", SAME, 5, Where(tags={"camera": "none"}), words="box 17") == []
+
+
+def test_entries_without_the_field_are_no_hits(memory: Memory) -> None:
+    memory.add([NewEntry("box 17", vectors={"image": np.ones(16)})])
+    (id_,) = tell(memory, "another thing")
+    assert [hit.id for hit in memory.search("text", SAME, 5, words="box 17")] == [id_]
+
+
+def test_what_entries_say_comes_in_the_order_of_the_ids(memory: Memory) -> None:
+    first, second = tell(memory, "one", "two")
+    assert memory.texts([second, 99, first]) == ["two", "", "one"]
+
+
+def test_rare_words_tie_two_texts_together() -> None:
+    texts = ["sign R4 means no entry", "sign R7 means no entry", "sign B1 means a school", "the bin is red"]
+    shares = overlaps("this sign: r7", texts)
+    assert int(np.argmax(shares)) == 1
+    assert shares[1] > 2 * max(shares[0], shares[2], shares[3])
+    assert overlaps("!", texts) == [0.0] * 4
+    assert overlaps("red", []) == rarities("red", []) == []
+
+
+def test_one_code_weighs_more_than_a_phrase_that_a_few_share() -> None:
+    said = "it is numbered S338"
+    texts = ["sign S338 means halt", *(f"it is numbered {row}" for row in range(5)), *["the bin is red"] * 40]
+    for found in (overlaps(said, texts), rarities(said, texts)):
+        assert int(np.argmax(found)) == 0
+
+
+def test_a_word_counts_the_more_the_fewer_of_many_texts_have_it() -> None:
+    assert rarities("S338", ["sign S338", *["the bin is red"] * 127]) == pytest.approx([1, *[0] * 127])
+    assert rarities("S338", ["sign S338", "the bin is red"])[0] < 0.01, "among two texts no word is rare"
+    fewer, more = (rarities("S338", ["sign S338"] * n + ["the bin is red"] * (128 - n))[0] for n in (2, 20))
+    assert 1 > fewer > 2 * more > 0
