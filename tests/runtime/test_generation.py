@@ -28,7 +28,7 @@ from edge_ravlm.runtime.answer import UNKNOWN, Level
 from edge_ravlm.runtime.deadline import Pace
 from edge_ravlm.runtime.encoders import ImageEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder, Generated
-from edge_ravlm.runtime.fusion.layout import SPECIAL, Passage
+from edge_ravlm.runtime.fusion.layout import END, NONE, SPECIAL, Passage, Prompt
 from edge_ravlm.runtime.memory import Where
 from edge_ravlm.runtime.pipeline import Ravlm, load
 from edge_ravlm.runtime.transfer import reembed
@@ -242,6 +242,96 @@ def test_what_two_passages_say_alike_counts_for_both(decoder: FusionDecoder) -> 
     assert written.weights[1] == 0
     assert written.weights.sum() == pytest.approx(1, abs=0.02)
     assert written.weights[0] == pytest.approx((first + 0.5 + 1) / 3, abs=0.02)
+
+
+class Scripted:
+    """A step that says what it is told to, and remembers what it was asked."""
+
+    def __init__(self, *steps: tuple[dict[int, float], dict[int, float]]) -> None:
+        self.steps, self.masks = list(steps), list[Any]()
+
+    def run(self, feeds: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
+        self.masks.append(feeds["mask"])
+        words, copies = np.zeros((1, len(WORDS) + 6), np.float32), np.zeros((1, len(feeds["mask"])), np.float32)
+        own, copied = self.steps.pop(0)
+        words[0, list(own)], copies[0, list(copied)] = list(own.values()), list(copied.values())
+        return [words, copies, feeds["past_keys"], feeds["past_values"]]
+
+
+ENDING = {END: 0.05}
+PASSAGES = [Passage("red hat seven", text_cosine=0.9), Passage("blue box two", text_cosine=0.8)]
+
+
+def scripted(
+    decoder: FusionDecoder, monkeypatch: pytest.MonkeyPatch, *steps: tuple[dict[int, float], dict[int, float]]
+) -> tuple[Prompt, Scripted]:
+    script = Scripted(*steps)
+    monkeypatch.setattr(decoder, "_step", script)
+    return decoder.lay_out("which box?", PASSAGES), script
+
+
+def place(prompt: Prompt, word: str) -> int:
+    """Where a word of an entry stands."""
+    token = (*SPECIAL, *WORDS).index(word)
+    return int(np.flatnonzero((prompt.source == token) & prompt.told)[0])
+
+
+def test_what_is_copied_stands_word_for_word_in_one_entry(
+    decoder: FusionDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = decoder.lay_out("which box?", PASSAGES)
+    red, hat, seven, box, two = (place(prompt, word) for word in ("red", "hat", "seven", "box", "two"))
+    never_read = (*SPECIAL, *WORDS).index("milk")
+    prompt, _ = scripted(
+        decoder,
+        monkeypatch,
+        ({NONE: 0.1}, {red: 0.9}),
+        (ENDING, {box: 0.6, hat: 0.3}),  # "red box" stands nowhere
+        ({never_read: 0.8, **ENDING}, {two: 0.1, seven: 0.06}),
+        ({never_read: 0.9, **ENDING}, {box: 0.05}),  # nothing stands behind "seven"
+    )
+    written = decoder.generate(decoder.prefill(prompt, CELLS))
+    assert (written.text, written.complete) == ("red hat seven", True)
+    assert written.confidence == pytest.approx(0.9 * 0.3 * 0.06 * 0.05)
+    np.testing.assert_allclose(written.weights, [1, 0], atol=0.01)
+
+
+def test_a_copy_begins_and_ends_with_a_word(decoder: FusionDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = decoder.lay_out("which box?", PASSAGES)
+    red, hat, seven = (place(prompt, word) for word in ("red", "hat", "seven"))
+    steps = ({NONE: 0.1}, {hat: 0.5, red: 0.3}), ({END: 0.9}, {hat: 0.1}), ({END: 0.5}, {seven: 0.4})
+    for within, text in ((False, "hat"), (True, "red hat")):  # as if "hat" went on with the word "red"
+        prompt, _ = scripted(decoder, monkeypatch, *steps)
+        prompt.within.reshape(-1)[hat] = within
+        assert decoder.generate(decoder.prefill(prompt, CELLS)).text == text
+
+
+def test_its_own_words_are_free(decoder: FusionDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = decoder.lay_out("which box?", PASSAGES)
+    open_, red = (*SPECIAL, *WORDS).index("open"), place(prompt, "red")
+    prompt, _ = scripted(
+        decoder, monkeypatch, ({open_: 0.8}, {red: 0.1}), ({END: 0.1}, {red: 0.6}), ({END: 0.9}, {red: 0.1})
+    )
+    written = decoder.generate(decoder.prefill(prompt, CELLS))
+    assert written.text == "open red"
+    np.testing.assert_allclose(written.weights, [0.5, 0], atol=0.01)
+
+
+def test_entries_whose_pictures_are_less_alike_count_less_for_the_words_and_not_for_abstaining(
+    decoder: FusionDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = [Passage("red hat seven", 0.9), Passage("blue box two", 0.65), Passage("red box", 0.3, by_words=True)]
+    prompt = decoder.lay_out("which box?", passages)
+    red = place(prompt, "red")
+    _, script = scripted(decoder, monkeypatch, ({NONE: 0.3}, {red: 0.5}), ({NONE: 0.1}, {red: 0.9}), ({END: 0.9}, {}))
+    written = decoder.generate(decoder.prefill(prompt, CELLS), abstain_above=0.4)
+    assert (written.text, written.abstention) == ("red", pytest.approx(0.3))
+    plain, *doubted = (mask[: prompt.source.size].reshape(prompt.tokens.shape) for mask in script.masks)
+    for mask in doubted:
+        np.testing.assert_allclose((plain - mask)[:, 0], [0, 0, 2.5, 0], atol=1e-5)
+    _, script = scripted(decoder, monkeypatch, ({NONE: 0.5}, {red: 0.5}))
+    assert decoder.generate(decoder.prefill(prompt, CELLS), abstain_above=0.4).text == ""
+    assert len(script.masks) == 1, "what is not answered is not written"
 
 
 def test_following_several_answers_finds_a_likelier_one_than_the_likeliest_token_each_time(
