@@ -37,6 +37,8 @@ MEANINGS: Mapping[str, str] = {
     "two_hop_searching_once": "the same without the second search",
     "two_hop_not_searching": "the same without any search",
     "decode_ms_p50": "reading and 8 tokens, 2 threads, milliseconds",
+    "text_to_text_recall1": "a question that names a thing finds what is said of it first",
+    "text_to_text_recall1_vectors_alone": "the same without looking for rare words",
     "text_to_image_recall10": "a caption's picture is among the ten nearest",
     "exact_match": "right answers on the official test part",
 }

@@ -89,6 +89,11 @@ class Shelf:
             found = self._retriever.with_second_hop(picture, scope, found)
         return [Found(self._rows[one.id], one.passage) for one in found]
 
+    def spoken_of(self, question: str, *, words: bool) -> int:
+        """The row whose text is nearest to a question; with ``words`` rare words count too, as at run time."""
+        query = self._words.embed_question(question)
+        return self._rows[self._memory.search("text", query, 1, words=question if words else "")[0].id]
+
     def retold(self, found: Sequence[Found], row: int, text: str, question: str) -> list[Passage]:
         """The passages as they would be if that entry said something else."""
         cosine = float(self._words.embed([text])[0] @ self._words.embed_question(question))

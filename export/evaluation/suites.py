@@ -13,9 +13,12 @@ from edge_ravlm.errors import UsageError
 from edge_ravlm.export.align.fit import clean
 from edge_ravlm.export.data import datasets, scenes
 from edge_ravlm.export.data.datasets import EasyVqa, Part
+from edge_ravlm.export.data.furniture import Piece
+from edge_ravlm.export.data.questions import asked, told
 from edge_ravlm.export.data.scenes import Stamp
 from edge_ravlm.export.evaluation.outcome import UNREAD, Extent, Outcome
 from edge_ravlm.export.evaluation.scores import exact_match
+from edge_ravlm.export.evaluation.shelf import Note, shelved
 from edge_ravlm.export.evaluation.show_once import Showing, judge, said
 from edge_ravlm.export.evaluation.subject import Bar, Episode, Reply, Subject, cells_of, on_all_cores
 from edge_ravlm.frames import read_image
@@ -58,16 +61,47 @@ def home(subject: Subject, extent: Extent, bar: Bar) -> Outcome:
     outcome = judge(
         "home", subject, Showing(Part(every, objects.train.backgrounds), objects.held_out, others), extent, bar
     )
+    named, vectors_alone = text_to_text(subject, every, objects.held_out.things, bar)
+    figures = {"text_to_text_recall1": named, "text_to_text_recall1_vectors_alone": vectors_alone}
+    outcome = replace(outcome, figures={**outcome.figures, **figures})
     if not subject.has_meaning:
         return outcome
     train, unseen = ([stamp for stamp in half if stamp.is_photo] for half in scenes.stamps())
-    recall, asked, gallery = text_to_image(subject, train, unseen, bar)
+    recall, captions, gallery = text_to_image(subject, train, unseen, bar)
     return replace(
         outcome,
         figures={**outcome.figures, "text_to_image_recall10": recall},
-        counts={**outcome.counts, "captions": asked, "gallery": gallery},
+        counts={**outcome.counts, "captions": captions, "gallery": gallery},
         floors={**outcome.floors, "text_to_image_recall10": min(1.0, 10 / gallery)},
     )
+
+
+def text_to_text(subject: Subject, things: Sequence[Piece], heldout: Sequence[Piece], bar: Bar) -> tuple[float, float]:
+    """How often a question that names a thing finds first what the memory says of it, among one entry a name.
+
+    Args:
+        subject: whose text encoder is judged.
+        things: the memory speaks of them.
+        heldout: those that are asked about.
+        bar: opens progress bars.
+
+    Returns:
+        recall@1 as the runtime searches, with rare words; and by vectors alone.
+    """
+    rng = np.random.default_rng(0)
+    asked_about = {thing.title for thing in heldout}
+    notes, queries = list[Note](), list[tuple[str, int]]()
+    for title, thing in {thing.title: thing for thing in things}.items():
+        facts = asked(thing, rng, "held_out", 1.0)
+        named = [fact for fact in facts if title in fact.question]
+        wanted = named[int(rng.integers(len(named)))]
+        if title in asked_about:
+            queries.append((wanted.question, len(notes)))
+        notes.append(Note(f"{thing.sentence}: {told(wanted, facts, rng)[0]}", ""))
+    with bar("searching by names", None), shelved(subject, notes) as shelf:
+        hits = [[shelf.spoken_of(question, words=words) == row for words in (True, False)] for question, row in queries]
+    with_words, vectors_alone = np.mean(hits, axis=0).tolist()
+    return with_words, vectors_alone
 
 
 def text_to_image(
@@ -85,12 +119,12 @@ def text_to_image(
         recall@10, the captions asked, the pictures in the gallery. A picture with an equal caption counts too.
     """
     gallery = [stamp for stamp in (*unseen, *train) if stamp.caption]
-    asked = [stamp.caption for stamp in unseen if stamp.caption]
+    captions = [stamp.caption for stamp in unseen if stamp.caption]
     looks = subject.see(len(gallery), lambda row: clean(gallery[row].pixels), bar, "looking at the stamps", taught=True)
     meanings = np.stack([look.meaning for look in looks if look.meaning is not None])
-    nearest = np.argsort(-(subject.words.embed(asked) @ meanings.T), axis=1, kind="stable")[:, :10]
-    hits = [caption in {gallery[row].caption for row in rows} for caption, rows in zip(asked, nearest, strict=True)]
-    return float(np.mean(hits)), len(asked), len(gallery)
+    nearest = np.argsort(-(subject.words.embed(captions) @ meanings.T), axis=1, kind="stable")[:, :10]
+    hits = [caption in {gallery[row].caption for row in rows} for caption, rows in zip(captions, nearest, strict=True)]
+    return float(np.mean(hits)), len(captions), len(gallery)
 
 
 def easy_vqa(subject: Subject, questions: EasyVqa, extent: Extent, bar: Bar) -> Outcome:
@@ -98,10 +132,10 @@ def easy_vqa(subject: Subject, questions: EasyVqa, extent: Extent, bar: Bar) -> 
     every = list(dict.fromkeys(question.image for question in questions.held_out))
     order = np.random.default_rng(0).permutation(len(every))[: extent.pictures]
     images = {every[int(index)]: place for place, index in enumerate(order)}
-    asked = [question for question in questions.held_out if question.image in images]
+    wanted = [question for question in questions.held_out if question.image in images]
     common = Counter(question.answer for question in questions.train).most_common(1)[0][0]
-    figures = {"majority": float(np.mean([question.answer == common for question in asked]))}
-    counts = {"questions": len(asked), "pictures": len(images)}
+    figures = {"majority": float(np.mean([question.answer == common for question in wanted]))}
+    counts = {"questions": len(wanted), "pictures": len(images)}
     reader = subject.reader
     if reader is None:
         return Outcome("easy-vqa", subject.name, figures, counts, remarks=[UNREAD])
@@ -114,7 +148,7 @@ def easy_vqa(subject: Subject, questions: EasyVqa, extent: Extent, bar: Bar) -> 
 
     replies = on_all_cores(
         lambda question: reader.answer(Episode(question.text, [], cells_of(looks[images[question.image]]))),
-        asked,
+        wanted,
         bar,
         "answering",
     )
@@ -123,7 +157,7 @@ def easy_vqa(subject: Subject, questions: EasyVqa, extent: Extent, bar: Bar) -> 
             exact_match(said(reader, reply), question.answer),
             exact_match(said(reader, blind(question.text)), question.answer),
         )
-        for question, reply in zip(asked, replies, strict=True)
+        for question, reply in zip(wanted, replies, strict=True)
     ]
     match, question_only = np.mean(rights, axis=0).tolist()
     return Outcome(

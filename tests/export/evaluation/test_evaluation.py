@@ -330,6 +330,33 @@ def test_a_caption_finds_its_picture_among_all(monkeypatch: pytest.MonkeyPatch) 
     assert (recall, asked, gallery) == (20 / 22, 22, 42)
 
 
+class Deaf:
+    """A text encoder to which all texts are nearly alike, the more the shorter they are."""
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        found = np.ones((len(texts), 64), np.float32)
+        found[:, 0] = [len(text) for text in texts]
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def embed_question(self, question: str) -> np.ndarray:
+        return np.asarray(self.embed([question])[0])
+
+
+def test_names_are_found_by_their_words() -> None:
+    names = [
+        f"{one}{other}" for one in ("kar", "lom", "tis", "bur", "vel", "nod", "pim") for other in ("ta", "ko", "mi")
+    ]
+    pieces = [
+        Piece(f"T#{name}", np.zeros((8, 8, 4), np.uint8), name, "Kitchen", (), 10, 20, 30, "Ada", "CC0-1.0")
+        for name in names
+    ]
+    of = subject()
+    deaf = type(of)(of.name, Eyes(), Deaf(), None, of.image_space, of.text_space, True)  # type: ignore[arg-type]
+    with_words, vectors_alone = suites.text_to_text(deaf, pieces, pieces[:15], silent)
+    assert with_words > 0.9
+    assert vectors_alone < 0.2
+
+
 def test_an_unknown_suite_is_refused() -> None:
     with pytest.raises(UsageError, match="easy-vqa"):
         suites.run("zoo", subject(), QUICK, silent)
