@@ -55,7 +55,8 @@ class Passage:
         image_cosine: of its picture to the one that is asked about; None where it has no picture.
         product: float32 [dim], its image embedding times the picture's, number by number; None without a picture.
         text_cosine: of its text to the question, or to the finding that the second hop asked with.
-        by_words: whether the question's words brought it, not the picture.
+        shared: how much rare words of the question it repeats (``memory.Hit``), where those brought it; None where the
+            picture or the second hop did.
         second_hop: whether it was found by what the first hop had found.
         overlap: share of that finding's words that it repeats, rare ones counting more (``retrieval.overlaps``).
     """
@@ -64,7 +65,7 @@ class Passage:
     image_cosine: float | None = None
     product: NDArray[np.float32] | None = None
     text_cosine: float = 0.0
-    by_words: bool = False
+    shared: float | None = None
     second_hop: bool = False
     overlap: float = 0.0
 
@@ -79,8 +80,8 @@ class Prompt:
         features: float32 [b, len(FEATURES)].
         products: float32 [b, dim], zero where a block has no picture.
         within: bool [b, t], whether a token goes on with the word of the one before it.
-        unlikeness: float32 [b], how far the picture of an entry that the picture brought is from the one asked about,
-            as a cosine less than the nearest entry's; else zero.
+        unlikeness: float32 [b], of an entry that the picture brought how much less its cosine is than the nearest's; of
+            one that words brought how much fewer rare ones it repeats than the best of them, at most 1; else zero.
         passages: how many entries there are; without any, the block after the question is an empty one.
     """
 
@@ -172,14 +173,12 @@ def _features(passages: Sequence[Passage]) -> NDArray[np.float32]:
 
 
 def _unlikeness(passages: Sequence[Passage]) -> NDArray[np.float32]:
-    cosines = {
-        row: passage.image_cosine
-        for row, passage in enumerate(passages, 1)
-        if passage.image_cosine is not None and not passage.by_words and not passage.second_hop
-    }
+    seen = [None if one.second_hop or one.shared is not None else one.image_cosine for one in passages]
+    said = [one.shared for one in passages]
     found = np.zeros(len(passages) + 1, np.float32)
-    for row, cosine in cosines.items():
-        found[row] = max(cosines.values()) - cosine
+    for scores in (seen, said):
+        best = max((score for score in scores if score is not None), default=0.0)
+        found[1:] += [0.0 if score is None else min(1.0, best - score) for score in scores]
     return found
 
 

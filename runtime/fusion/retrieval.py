@@ -63,9 +63,9 @@ class Retriever:
         query = self._text.embed_question(question)
         seen = [] if picture is None else self._memory.search("image", picture, self._most, scope)
         told = self._memory.search("text", query, self._most if picture is None else TOLD, scope, words=question)
-        pictured = {hit.id for hit in seen}
         found = self._found(list(dict.fromkeys(hit.id for hit in (*seen, *told))), picture, query)
-        return [replace(one, passage=replace(one.passage, by_words=one.id not in pictured)) for one in found]
+        shared = {hit.id: hit.shared for hit in told} | dict.fromkeys(hit.id for hit in seen)
+        return [replace(one, passage=replace(one.passage, shared=shared[one.id])) for one in found]
 
     def with_second_hop(self, picture: Vector | None, scope: Where, found: Sequence[Found]) -> list[Found]:
         """What the first hop found, and the entries that speak of what the nearest picture's entry says.
@@ -78,13 +78,13 @@ class Retriever:
         query = self._text.embed([finding])[0]
         hits = self._memory.search("text", query, _CANDIDATES, scope, words=finding)
         texts = self._memory.texts([hit.id for hit in hits])
-        shared = dict(zip((hit.id for hit in hits), overlaps(finding, texts), strict=True))
+        overlap = dict(zip((hit.id for hit in hits), overlaps(finding, texts), strict=True))
         # What the question's words brought, too, may speak of it.
-        known = {one.id for one in found if not (one.passage.by_words and shared.get(one.id))}
-        hits = sorted(hits, key=lambda hit: -shared[hit.id] - _LIKENESS * hit.score)
+        known = {one.id for one in found if one.passage.shared is None or not overlap.get(one.id)}
+        hits = sorted(hits, key=lambda hit: -overlap[hit.id] - _LIKENESS * hit.score)
         best = [hit.id for hit in hits if hit.id not in known][:EXPLAINED]
         new = self._found(best, picture, query)
-        new = [replace(one, passage=replace(one.passage, second_hop=True, overlap=shared[one.id])) for one in new]
+        new = [replace(one, passage=replace(one.passage, second_hop=True, overlap=overlap[one.id])) for one in new]
         return [*(one for one in found if one.id not in best), *new]
 
     def _found(self, ids: list[int], picture: Vector | None, query: Vector) -> list[Found]:

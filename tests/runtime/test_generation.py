@@ -320,7 +320,7 @@ def test_its_own_words_are_free(decoder: FusionDecoder, monkeypatch: pytest.Monk
 def test_entries_whose_pictures_are_less_alike_count_less_for_the_words_and_not_for_abstaining(
     decoder: FusionDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passages = [Passage("red hat seven", 0.9), Passage("blue box two", 0.65), Passage("red box", 0.3, by_words=True)]
+    passages = [Passage("red hat seven", 0.9), Passage("blue box two", 0.65), Passage("red box", 0.3, shared=0.0)]
     prompt = decoder.lay_out("which box?", passages)
     red = place(prompt, "red")
     _, script = scripted(decoder, monkeypatch, ({NONE: 0.3}, {red: 0.5}), ({NONE: 0.1}, {red: 0.9}), ({END: 0.9}, {}))

@@ -108,13 +108,15 @@ def test_tokens_know_whether_they_go_on_with_a_word(tokenizer):
     assert prompt.within[1].tolist() == [False, True, False, False, True, False, False, True, False]
 
 
-def test_only_what_the_picture_brought_is_doubted_for_not_being_alike(tokenizer):
+def test_what_the_picture_brought_and_what_words_brought_are_doubted_each_for_itself(tokenizer):
     passages = [
         Passage("red bike", 0.9),
         Passage("no entry", 0.4),
-        Passage("sign R4", 0.1, by_words=True),
+        Passage("sign R4", 0.1, shared=1.7),
+        Passage("no sign", 0.2, shared=1.5),
+        Passage("the sign", shared=0.0),
         Passage("sign means no entry", 0.2, second_hop=True),
         Passage("Owner is Karla"),
     ]
-    assert lay_out(tokenizer, "who", passages, DIM).unlikeness == pytest.approx([0, 0, 0.5, 0, 0, 0])
+    assert lay_out(tokenizer, "who", passages, DIM).unlikeness == pytest.approx([0, 0, 0.5, 0, 0.2, 1, 0, 0])
     assert not lay_out(tokenizer, "who", [], DIM).unlikeness.any()
