@@ -24,6 +24,11 @@ _REFUSALS = {
         "another process that kept writing",
         "repeat the call when it is done",
     ),
+    "no such module": (
+        "an SQLite with full-text search (FTS5)",
+        "one without",
+        "use another Python, for instance your distribution's",
+    ),
     "out of memory": ("enough main memory", "none left", "close other programs and repeat the call"),
 }
 

@@ -213,14 +213,12 @@ class Memory:
         _, matches = self._live.matching(where)
         found: set[int] = set()
         limit = most if matches is None else _SAID * most
-        for word in words_of(text):
-            with self._live.reading() as store:
-                ids = store.saying(word, limit + 1)
-            if len(ids) > limit:
-                continue
-            ids = ids if matches is None else ids[found_in(matches, ids)[1]]
-            if len(ids) <= most:
-                found.update(ids.tolist())
+        with self._live.reading() as store:
+            said = [store.saying(word, limit + 1) for word in words_of(text)]
+        for ids in said:
+            there = ids if matches is None else ids[found_in(matches, ids)[1]]
+            if len(ids) <= limit and len(there) <= most:
+                found.update(there.tolist())
         return sorted(found)
 
     def stats(self) -> Stats:

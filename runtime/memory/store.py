@@ -87,6 +87,7 @@ class Store:
             )
         with self._transaction("BEGIN IMMEDIATE"):
             if self._number("PRAGMA user_version") < SCHEMA_VERSION:  # from here on it is of this format
+                _log.info("memory '%s': becomes one of format %d", self._folder, SCHEMA_VERSION)
                 words.make(self._db)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             yield

@@ -26,7 +26,7 @@ _MADE = (
 
 def words_of(text: str) -> list[str]:
     """The different words of a text in small letters, in their order."""
-    return list(dict.fromkeys(word.lower() for word in _WORD.findall(text)))
+    return list(dict.fromkeys(_WORD.findall(text.lower())))
 
 
 def overlaps(said: str, texts: Sequence[str]) -> list[float]:

@@ -22,7 +22,8 @@ from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import BundleError, EdgeRavlmError, FrameError, MemoryFault, UsageError
 from edge_ravlm.frames import MAX_PIXELS, Frame, Region, read_image
 from edge_ravlm.runtime.answer import UNKNOWN, Level
-from edge_ravlm.runtime.memory import Where
+from edge_ravlm.runtime.fusion.retrieval import Retriever
+from edge_ravlm.runtime.memory import NewEntry, Where
 from edge_ravlm.runtime.pipeline import Ravlm, load
 
 CLOSED, OPEN = "the gate is closed", "the gate is open"
@@ -544,6 +545,34 @@ def test_search_by_text_by_picture_and_by_both(ravlm: Ravlm, yard: Any, strange:
     for found in (by_picture, both):
         assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
         assert all(-1.001 <= hit.score <= 1.001 for hit in found)
+
+
+def test_what_only_a_code_tells_apart_is_found_and_answered(ravlm: Ravlm, yard: Any) -> None:
+    texts = [f"cabinet K-{1000 + row} is in room {100 + 7 * row % 90}" for row in range(200)]
+    ids = ravlm.memory.add([ravlm.entry(None, text) for text in texts])
+    for row in (3, 77, 199):
+        assert ravlm.search(text=f"K-{1000 + row}", k=1)[0].id == ids[row]
+        answer = ravlm.ask(yard.open, f"where is cabinet K-{1000 + row}?")
+        assert (answer.text, answer.evidence[0].id) == (texts[row], ids[row])
+
+
+def test_a_second_hop_finds_the_explanation_of_one_code_among_many(ravlm: Ravlm) -> None:
+    picture = np.random.default_rng(0).standard_normal((100, 256)).astype(np.float32)
+    spaces = ravlm.memory.spaces
+    assert spaces["image"].dim == picture.shape[1]
+    signs = [NewEntry(f"it is numbered S-{400 + row}", vectors={"image": shown}) for row, shown in enumerate(picture)]
+    texts = [f"sign S-{400 + row} means {row} sheep" for row in range(100)]
+    said = [replace(sign, vectors={**sign.vectors, **ravlm.entry(None, sign.text).vectors}) for sign in signs]
+    ravlm.memory.add([*said, *(ravlm.entry(None, text) for text in texts)])
+    retriever = Retriever(ravlm.memory, ravlm._text, 5)
+    for row in (0, 42, 99):
+        found = retriever.first_hop("what does this mean?", picture[row], Where())
+        assert all(not one.passage.second_hop for one in found)
+        found = retriever.with_second_hop(picture[row], Where(), found)
+        hopped = [one.passage for one in found if one.passage.second_hop]
+        assert hopped[0].text == texts[row]
+        assert hopped[0].overlap == max(passage.overlap for passage in hopped)
+        assert len({one.id for one in found}) == len(found)
 
 
 def test_search_knows_filters_and_more_hits_than_there_are(ravlm: Ravlm, yard: Any) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where
+from edge_ravlm.errors import StorageError
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where, words
 from edge_ravlm.runtime.memory.words import overlaps, rarities, words_of
 
 SAME = np.ones(8, np.float32)
@@ -107,3 +108,11 @@ def test_a_word_counts_the_more_the_fewer_of_many_texts_have_it() -> None:
     assert rarities("S338", ["sign S338", "the bin is red"])[0] < 0.01, "among two texts no word is rare"
     fewer, more = (rarities("S338", ["sign S338"] * n + ["the bin is red"] * (128 - n))[0] for n in (2, 20))
     assert 1 > fewer > 2 * more > 0
+
+
+def test_an_sqlite_without_full_text_search_is_named(
+    folder: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "_MADE", ("CREATE VIRTUAL TABLE words USING fts99(text)",))
+    with pytest.raises(StorageError, match="expected an SQLite with full-text search"):
+        Memory.open(folder, spaces)
