@@ -64,6 +64,8 @@ class FilterCache:
             newest: the highest id given out so far, removed or not.
             fetch: the matching ids above a given one, ascending.
         """
+        if where.ids is not None:  # hardly asked twice, and would push out what is
+            return fetch(where, 0)
         upto, ids = self._known.pop(where, (0, np.empty(0, np.int64)))
         if upto < newest:
             fresh = fetch(where, upto)

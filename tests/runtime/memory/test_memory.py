@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_ravlm.errors import MemoryFault, SpaceMismatch, UsageError
-from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where, index
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where, filters, index
 
 Make = Callable[..., list[NewEntry]]
 RowsMaker = Callable[..., NDArray[np.float32]]
@@ -429,3 +429,18 @@ def test_a_closed_memory_says_so(memory: Memory, entries: Make) -> None:
     ):
         with pytest.raises(UsageError, match="closed"):
             call()
+
+
+def test_filters_by_ids_do_not_push_out_those_that_are_asked_again_and_again() -> None:
+    cache, asked = filters.FilterCache(), list[Where]()
+
+    def fetch(where: Where, above: int) -> NDArray[np.int64]:
+        asked.append(where)
+        return np.arange(above + 1, 11)
+
+    yard = Where(tags={"camera": "yard"})
+    cache.ids(yard, 10, fetch)
+    for id_ in range(2 * filters.CACHED_FILTERS):
+        cache.ids(Where(ids=frozenset({id_})), 10, fetch)
+    cache.ids(yard, 10, fetch)
+    assert asked.count(yard) == 1
