@@ -192,13 +192,15 @@ def compact(memory: Path, /, *, json: bool = False) -> None:
 
 @app.command
 def verify(memory: Path, /, *, json: bool = False) -> int:
-    """Check every byte of a memory against what was written.
+    """Check every byte of a memory against what was written; where it may be written, mend its index of words.
 
     Args:
         memory: the memory's folder.
         json: print one JSON object.
     """
-    with _open(memory, read_only=True) as store:
+    from edge_ravlm.runtime.memory import Memory
+
+    with Memory.open(memory, create=False, read_only=not _may_write(memory), auto_compact=False) as store:
         problems = store.verify()
         entries = len(store)
     if json:
@@ -300,6 +302,10 @@ def _open(memory: Path, *, read_only: bool = False) -> Memory:
     from edge_ravlm.runtime.memory import Memory
 
     return Memory.open(memory, create=False, read_only=read_only)
+
+
+def _may_write(memory: Path) -> bool:
+    return all(os.access(path, os.W_OK) for path in (memory, *memory.glob("memory.db*")))
 
 
 def _tag_text(tags: Mapping[str, object]) -> str:

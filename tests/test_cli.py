@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -152,6 +154,15 @@ def test_a_damaged_memory_is_reported(memory: Path, capsys: pytest.CaptureFixtur
     code, out, _ = invoke(capsys, "memory", "verify", memory)
     assert code == 1
     assert "image.f16" in out
+
+
+def test_verify_mends_the_index_of_words(memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(memory / "memory.db")) as database, database:
+        database.execute("UPDATE words_data SET block = x'ff'")
+    code, out, _ = invoke(capsys, "memory", "verify", memory)
+    assert code == 1
+    assert "the index of words" in out
+    assert invoke(capsys, "memory", "verify", memory)[0] == 0
 
 
 def test_bundle_and_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

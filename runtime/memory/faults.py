@@ -48,6 +48,11 @@ def reported(folder: Path) -> Iterator[None]:
         raise storage_refused(folder, error) from error
 
 
+def refused(error: sqlite3.Error) -> bool:
+    """Whether the storage, a lock or this SQLite said no; else something is not as it was written."""
+    return any(sign in str(error).lower() for sign in _REFUSALS)
+
+
 def storage_refused(folder: Path, error: OSError) -> StorageError:
     """The StorageError for an OSError met in this memory's folder."""
     reason = os.strerror(error.errno) if error.errno else str(error)

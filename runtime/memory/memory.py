@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edge_ravlm.errors import MemoryFault, UsageError
+from edge_ravlm.errors import MemoryDamaged, MemoryFault, UsageError
 from edge_ravlm.runtime.memory import generations
 from edge_ravlm.runtime.memory.compaction import Compactor, Progress
 from edge_ravlm.runtime.memory.database import FILE, Mode, folder_lock, prepare, reading_mode
@@ -25,6 +27,10 @@ from edge_ravlm.runtime.memory.stats import FieldStats, Stats
 from edge_ravlm.runtime.memory.store import Store
 from edge_ravlm.runtime.memory.verification import examine
 from edge_ravlm.runtime.memory.words import rarities, words_of
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PAGE = 256
 """Entries read at a time while iterating."""
@@ -244,20 +250,23 @@ class Memory:
         """
         spaces, entries = self.spaces, list(entries)
         rows = [_rows_of(entry, spaces) for entry in entries]
-        with self._writing() as store:
+
+        def put(store: Store) -> list[int]:
             check_spaces(self._folder, store.spaces(), spaces)  # another process may have re-embedded just now
             ids = store.insert(entries)
             for name in spaces:
                 chosen = [i for i, row in enumerate(rows) if name in row]
                 store.put_vectors(name, [ids[i] for i in chosen], _stacked([rows[i][name] for i in chosen]))
+            return ids
+
+        ids = self._written(put)
         self._compactor.run_if_due()
         return ids
 
     def remove(self, ids: Iterable[int] | int) -> int:
         """Forget entries, or one, durably and at once; returns how many of ids there were."""
         wanted = [operator.index(id_) for id_ in ([ids] if isinstance(ids, int | np.integer) else ids)]
-        with self._writing() as store:
-            removed = store.delete(wanted)
+        removed = self._written(lambda store: store.delete(wanted))
         self._compactor.run_if_due()
         return removed
 
@@ -314,9 +323,8 @@ class Memory:
             mode: Mode = "rw" if self._store is not None else reading_mode(self._folder)
             found = examine(self._folder, mode)
         if self._store is not None:
-            with self._write_lock, reported(self._folder):
-                if self._store.mend_words():
-                    found.problems.append(f"{FILE}: the index of words disagreed with the entries; it was made anew")
+            with self._write_lock:
+                found.problems.extend(self._mended(self._store))
         if found.files:
             if self._store is not None:
                 with self._write_lock, reported(self._folder):
@@ -338,6 +346,15 @@ class Memory:
         shares = rarities(words, [texts[hit.id] for hit in hits])
         found = [Hit(hit.id, hit.score, shared) for hit, shared in zip(hits, shares, strict=True)]
         return sorted(found, key=lambda hit: (-hit.score - hit.shared, hit.id))[:k]
+
+    def _mended(self, store: Store) -> list[str]:
+        """What was wrong with the index of words, which is made anew."""
+        try:
+            with reported(self._folder):
+                anew = store.mend_words()
+        except MemoryDamaged as damage:  # what was found before is told nevertheless
+            return [f"{FILE}: the index of words cannot be made anew: {damage.got}"]
+        return [f"{FILE}: the index of words disagreed with the entries; it was made anew"] if anew else []
 
     def _start(self, spaces: Mapping[str, Space]) -> None:
         if self._store is not None:
@@ -380,6 +397,19 @@ class Memory:
         self._live.view()  # refuses when closed, or when another process changed a space
         with self._write_lock, reported(self._folder), store.writing():
             yield store
+
+    def _written(self, change: Callable[[Store], T]) -> T:
+        """Make a change. A damaged index of words, which would keep it from happening, is made anew first."""
+        try:
+            with self._writing() as store:
+                return change(store)
+        except MemoryDamaged:
+            with self._write_lock, reported(self._folder):
+                if not self._writer().mend_words():
+                    raise
+        _log.warning("memory '%s': the index of words was damaged; it was made anew", self._folder)
+        with self._writing() as store:
+            return change(store)
 
     def _no_such(self, what: str) -> MemoryFault:
         return MemoryFault(

@@ -17,7 +17,7 @@ from edge_ravlm.errors import StorageError
 from edge_ravlm.runtime.memory import words
 from edge_ravlm.runtime.memory.database import FILE, SCHEMA_VERSION, Mode, connect, identity, looks
 from edge_ravlm.runtime.memory.entries import Entry, Ids, NewEntry, Rows, Space, Tag, Where
-from edge_ravlm.runtime.memory.faults import damaged
+from edge_ravlm.runtime.memory.faults import damaged, refused
 from edge_ravlm.runtime.memory.filters import conditions, json_list
 
 _log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ class Store:
             if words.made(self._db):
                 found = words.having(self._db, word, most)
         except sqlite3.DatabaseError as error:
-            if not any(sign in str(error) for sign in ("malformed", "vtable")):
+            if refused(error):
                 raise
             _log.warning(
                 "memory '%s': the index of words is damaged; `edge-ravlm memory verify` makes it anew", self._folder
@@ -301,7 +301,9 @@ class Store:
     def mend_words(self) -> bool:
         """Make the index of words anew where it does not hold what the entries say; whether that was so."""
         with self._transaction("BEGIN IMMEDIATE"):
-            if not words.made(self._db) or words.sound(self._db):
+            if self._number("PRAGMA user_version") < SCHEMA_VERSION:  # has none until it is written to
+                return False
+            if words.made(self._db) and words.sound(self._db):
                 return False
         with self._transaction("BEGIN IMMEDIATE"):
             words.make(self._db)

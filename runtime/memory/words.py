@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from edge_ravlm.runtime.memory.entries import NewEntry
+from edge_ravlm.runtime.memory.faults import refused
 
 _WORD = re.compile(r"\w+")
 
@@ -22,6 +23,10 @@ _MADE = (
     " tokenize = \"unicode61 remove_diacritics 0 tokenchars '_'\")",
     "INSERT INTO words (words) VALUES ('rebuild')",
 )
+
+
+_PARTS = ("data", "idx", "content", "docsize", "config")
+"""Tables that FTS5 keeps an index in."""
 
 
 def words_of(text: str) -> list[str]:
@@ -66,10 +71,26 @@ def _weight(texts: int, have_it: int) -> float:
 
 
 def make(db: sqlite3.Connection) -> None:
-    """Make the index of all entries, in place of what there is of it."""
-    db.execute("DROP TABLE IF EXISTS words")
+    """Make the index of all entries, in place of what there is of it, whatever state that is in."""
+    try:
+        db.execute("DROP TABLE IF EXISTS words")
+    except sqlite3.DatabaseError as error:
+        if refused(error):
+            raise
+        _forget(db)
+    for part in _PARTS:
+        db.execute(f"DROP TABLE IF EXISTS words_{part}")
     for statement in _MADE:
         db.execute(statement)
+
+
+def _forget(db: sqlite3.Connection) -> None:
+    """Leave an index out of the schema that FTS5 cannot open, and so cannot drop."""
+    try:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("DELETE FROM sqlite_master WHERE name = 'words'")
+    finally:
+        db.execute("PRAGMA writable_schema = RESET")
 
 
 def made(db: sqlite3.Connection) -> bool:

@@ -277,6 +277,65 @@ def test_a_damaged_index_of_words_costs_no_entry_and_is_made_anew(
         assert memory.verify() == []
 
 
+HARMS = (
+    "UPDATE words_data SET block = x'ff' WHERE id = 10",
+    "DELETE FROM words_data",
+    "DELETE FROM words_config",
+    "UPDATE words_config SET v = 99",
+    "DROP TABLE words_config",
+    "DROP TABLE words_data",
+    "DROP TABLE words_idx",
+    "DROP TABLE words",
+)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("healed_by", ["add", "remove", "verify"])
+def test_however_the_index_of_words_is_damaged_the_memory_is_read_and_written(
+    made: Path, spaces: dict[str, Space], harm: str, healed_by: str
+) -> None:
+    with Memory.open(made, spaces) as memory:
+        kept, other = memory.add([NewEntry(f"code ZX {n}", vectors={"image": np.ones(16)}) for n in (4711, 4712)])
+    with closing(sqlite3.connect(made / "memory.db")) as database, database:
+        database.execute(harm)
+    with Memory.open(made, spaces, auto_compact=False) as memory, Memory.open(made, read_only=True) as reader:
+        for opened in (memory, reader):
+            assert opened.saying("4711") == []
+            assert opened.search("image", np.ones(16), 1, words="code 4711")[0].id == kept
+        if healed_by == "add":
+            assert memory.saying("4713") == []
+            added = memory.add([NewEntry("code ZX 4713", vectors={"image": np.ones(16)})])
+            assert memory.saying("4713") == added
+        elif healed_by == "remove":
+            assert memory.remove(other) == 1
+            assert memory.saying("4712") == []
+        else:
+            assert memory.verify() == ["memory.db: the index of words disagreed with the entries; it was made anew"]
+        assert memory.verify() == []
+        assert memory.saying("4711") == reader.saying("4711") == [kept]
+
+
+def test_verify_tells_what_it_found_also_where_the_index_of_words_cannot_be_made_anew(
+    made: Path, spaces: dict[str, Space]
+) -> None:
+    path = made / "memory.db"
+    with Memory.open(made, spaces) as memory:
+        texts = (" ".join(f"u{7 * row + n}" for n in range(9)) for row in range(3000))
+        memory.add([NewEntry(text, vectors={"image": np.ones(16)}) for text in texts])
+    with closing(sqlite3.connect(path)) as database:
+        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'words_data'").fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * size : (page - 1) * size + 8] = b"\x55" * 8
+    path.write_bytes(data)
+    with Memory.open(made, spaces, auto_compact=False) as memory:
+        first, *_, last = memory.verify()
+        assert f"Page {page}" in first
+        assert "cannot be made anew" in last
+        assert memory.saying("anything") == []
+        assert len(list(memory.entries())) == len(memory)
+
+
 def test_no_flipped_byte_in_the_database_crashes_or_changes_an_entry(
     made: Path, spaces: dict[str, Space], vectors: Any
 ) -> None:
