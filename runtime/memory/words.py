@@ -12,11 +12,13 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from unicodedata import normalize
 
 from edge_ravlm.runtime.memory.entries import NewEntry
 from edge_ravlm.runtime.memory.faults import refused
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w[\w\u0300-\u0331]*")
+"""FTS5, too, takes these combining marks for parts of words."""
 
 _MADE = (
     "CREATE VIRTUAL TABLE words USING fts5(text, content = 'entries', content_rowid = 'id', columnsize = 0,"
@@ -30,8 +32,10 @@ _PARTS = ("data", "idx", "content", "docsize", "config")
 
 
 def words_of(text: str) -> list[str]:
-    """The different words of a text in small letters, in their order."""
-    return list(dict.fromkeys(_WORD.findall(text.lower())))
+    """The different words of a text in small letters, in their order; accents are composed (NFC)."""
+    text = text.lower()
+    # The shorter: composing also replaces single letters by others, as which FTS5 does not know them.
+    return list(dict.fromkeys(_WORD.findall(min(text, normalize("NFC", text), key=len))))
 
 
 def overlaps(said: str, texts: Sequence[str]) -> list[float]:
@@ -114,9 +118,14 @@ def drop(db: sqlite3.Connection, ids: Sequence[int]) -> None:
 
 def having(db: sqlite3.Connection, word: str, most: int) -> list[int]:
     """Ascending ids of entries that say a word, at most so many."""
-    quoted = '"' + word.replace('"', '""') + '"'
-    found = db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?", (quoted, most))
+    wanted = " OR ".join(f'"{spelling}"' for spelling in _spellings(word.replace('"', '""')))
+    found = db.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?", (wanted, most))
     return [row[0] for row in found]
+
+
+def _spellings(word: str) -> set[str]:
+    """A word as entries may spell it: FTS5 neither composes accents nor knows the small letters of all scripts."""
+    return {word} if word.isascii() else {word, normalize("NFD", word), normalize("NFC", word.upper())}
 
 
 def sound(db: sqlite3.Connection) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -55,6 +57,34 @@ def test_no_text_is_taken_for_a_command(memory: Memory, text: str) -> None:
     (id_,) = tell(memory, text)
     assert memory.saying(text) == ([id_] if words_of(text) else [])
     assert [hit.id for hit in memory.search("text", SAME, 3, words=text)] == [id_]
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("café", "CAFÉ"),
+        ("ång", "Ång"),
+        ("İstanbul", "istanbul'a".replace("i", "İ", 1)),
+        ("ΟΔΟΣ Ά", "οδος"),
+        ("ゴミ箱", "ゴミ箱"),
+        ("한국", "한국"),
+        ("x̂1 y", "x̂1"),
+        ("क़लम", "क़लम"),
+        ("豈", "豈"),
+        ("ᏣᎳᎩ", "ᏣᎳᎩ"),
+    ],
+)
+@pytest.mark.parametrize("form", ["NFC", "NFD", ""])
+def test_however_accents_and_capitals_are_written_a_word_is_found(
+    memory: Memory, said: str, asked: str, form: Literal["NFC", "NFD", ""]
+) -> None:
+    """File names of some systems, which are imported as texts, spell accents as letters of their own."""
+    (id_,) = tell(memory, normalize(form, said) if form else said)
+    tell(memory, *(f"another thing {row}" for row in range(30)))
+    assert memory.saying(asked) == [id_]
+    best, *others = memory.search("text", SAME, 5, words=asked)
+    assert best.id == id_
+    assert best.shared > max(hit.shared for hit in others)
 
 
 def test_rare_words_decide_where_vectors_do_not(memory: Memory) -> None:
