@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import operator
 import os
 import threading
@@ -39,7 +40,10 @@ _NEAR = 128
 """Nearest entries that are compared by their words too, beside those that share rare ones."""
 
 _SAID = 32
-"""So many times as many entries may say a rare word in a memory that only a part of is asked about."""
+"""At most so many times as many entries may say a rare word in a memory that only a part of is asked about."""
+
+_LOOKED_UP = 64
+"""Words of a text that are looked up, as each takes time: a page has hundreds."""
 
 
 class Memory:
@@ -212,15 +216,18 @@ class Memory:
         """Entries that share a rare word with a text, ascending: names, codes and numbers, which vectors hardly tell.
 
         Args:
-            text: any text; case does not matter.
+            text: any text; case does not matter. Of a long one numbers, codes and long words are looked for.
             where: only entries that match.
             most: a word that more of them say is not rare.
         """
         _, matches = self._live.matching(where)
         found: set[int] = set()
-        limit = most if matches is None else _SAID * most
+        wanted = sorted(words_of(text), key=lambda word: (word.isalpha(), -len(word)))[:_LOOKED_UP]
         with self._live.reading() as store:
-            said = [store.saying(word, limit + 1) for word in words_of(text)]
+            limit = most
+            if matches is not None:  # twice what as many in each part of the memory come to
+                limit *= min(_SAID, math.ceil(2 * store.newest_id() / max(1, len(matches))))
+            said = [store.saying(word, limit + 1) for word in wanted]
         for ids in said:
             there = ids if matches is None else ids[found_in(matches, ids)[1]]
             if len(ids) <= limit and len(there) <= most:
@@ -335,11 +342,10 @@ class Memory:
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _search_with(self, words: str, field: str, query: ArrayLike, k: int, where: Where | None) -> list[Hit]:
-        near = self.search(field, query, max(k, _NEAR), where)
-        ids = frozenset(self.saying(words, where)).union(hit.id for hit in near)
-        if not ids:
-            return []
-        hits = self.search(field, query, len(ids), Where(ids=ids))
+        hits = self.search(field, query, max(k, _NEAR), where)
+        more = frozenset(self.saying(words, where)).difference(hit.id for hit in hits)
+        if more:
+            hits += self.search(field, query, len(more), Where(ids=more))
         with self._live.reading() as store:
             texts = store.texts([hit.id for hit in hits])
         hits = [hit for hit in hits if hit.id in texts]  # another process may have removed one just now

@@ -33,9 +33,7 @@ _PARTS = ("data", "idx", "content", "docsize", "config")
 
 def words_of(text: str) -> list[str]:
     """The different words of a text in small letters, in their order; accents are composed (NFC)."""
-    text = text.lower()
-    # The shorter: composing also replaces single letters by others, as which FTS5 does not know them.
-    return list(dict.fromkeys(_WORD.findall(min(text, normalize("NFC", text), key=len))))
+    return list(dict.fromkeys(_words(text)))
 
 
 def overlaps(said: str, texts: Sequence[str]) -> list[float]:
@@ -62,10 +60,17 @@ def rarities(said: str, texts: Sequence[str]) -> list[float]:
     return [sum(weights[word] for word in words) / _weight(128, 1) for words in there]
 
 
+def _words(text: str) -> list[str]:
+    text = text.lower()
+    if not text.isascii():  # the shorter: composing also replaces single letters by some that FTS5 takes for others
+        text = min(text, normalize("NFC", text), key=len)
+    return _WORD.findall(text)
+
+
 def _weighed(said: str, texts: Sequence[str]) -> tuple[dict[str, float], list[set[str]]]:
     """The weight of each word of a sentence, and which of them each text repeats."""
     wanted = set(words_of(said))
-    there = [wanted.intersection(words_of(text)) for text in texts]
+    there = [wanted.intersection(_words(text)) for text in texts]
     frequency = Counter(word for words in there for word in words)
     return {word: _weight(len(texts), frequency[word]) for word in wanted}, there
 

@@ -11,6 +11,8 @@ import pytest
 
 from edge_ravlm.errors import StorageError
 from edge_ravlm.runtime.memory import Memory, NewEntry, Space, Where, words
+from edge_ravlm.runtime.memory.entries import Ids
+from edge_ravlm.runtime.memory.store import Store
 from edge_ravlm.runtime.memory.words import overlaps, rarities, words_of
 
 SAME = np.ones(8, np.float32)
@@ -96,6 +98,27 @@ def test_rare_words_decide_where_vectors_do_not(memory: Memory) -> None:
         assert best.shared > 0.9
         assert all(hit.shared < 0.1 for hit in others)
     assert all(hit.shared == 0 for hit in memory.search("text", SAME, 3))
+
+
+def test_few_words_of_a_page_are_looked_up_and_no_longer_lists_than_a_filter_needs(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up, saying = list[tuple[str, int]](), Store.saying
+
+    def noted(store: Store, word: str, most: int) -> Ids:
+        looked_up.append((word, most))
+        return saying(store, word, most)
+
+    monkeypatch.setattr(Store, "saying", noted)
+    words = [f"{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(400)]
+    (page,) = tell(memory, " ".join([*words, "see K-17"]), camera="hall")
+    (id_,) = tell(memory, "box 17")
+    assert memory.saying(f"{' '.join(words)} 17 metropolitan") == [page, id_]
+    assert {"17", "metropolitan"} < {word for word, _ in looked_up}
+    assert len(looked_up) <= 64
+    looked_up.clear()
+    assert memory.saying("17", Where(tags={"camera": "yard"}), most=10) == [id_]
+    assert looked_up == [("17", 41)], "half of the memory is asked about"
 
 
 def test_a_filter_holds_for_words_too(memory: Memory) -> None:
