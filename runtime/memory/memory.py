@@ -321,7 +321,8 @@ class Memory:
     def verify(self) -> list[str]:
         """Check everything in full: one sentence per problem, naming the file; none if the memory is sound.
 
-        Damaged generation files are no longer served afterwards; the next compaction makes them again.
+        Damaged generation files are no longer served afterwards; the next compaction makes them again. The index of
+        words is made anew at once where it disagrees with the entries; opened read-only it is not looked at.
 
         Raises:
             MemoryDamaged: memory.db cannot even be read.
