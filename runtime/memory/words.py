@@ -26,7 +26,6 @@ _MADE = (
     "INSERT INTO words (words) VALUES ('rebuild')",
 )
 
-
 _PARTS = ("data", "idx", "content", "docsize", "config")
 """Tables that FTS5 keeps an index in."""
 
