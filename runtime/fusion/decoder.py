@@ -184,7 +184,8 @@ class FusionDecoder:
                 if search.abstention >= abstain_above:
                     return Generated("", (), 0.0, search.abstention, search.nothing.copied, complete=True)
                 mask, judged = state.doubted, True
-                if state.prompt.unlikeness.any():
+                # A first token without doubt is better than none: with time for one step alone it stands.
+                if state.prompt.unlikeness.any() and left_ms() >= self.step_pace.ms:
                     continue
             search.advance(words, copies[:, : len(search.source)])
             keys, values = new_keys[:, search.parents], new_values[:, search.parents]
@@ -237,8 +238,9 @@ class _Hypothesis:
 class _Search:
     """Looks for the likeliest answer, following the likeliest few.
 
-    What is copied stands word for word in an entry: a copy begins where a word does, goes on with what comes next
-    there, and ends with a word (decoding within what there is, as De Cao et al. 2021, arXiv:2010.00904).
+    An answer that begins with a copy stands word for word in an entry: it begins where a word does, goes on with what
+    comes next there, and ends with a word (decoding within what there is, as De Cao et al. 2021, arXiv:2010.00904). One
+    that begins in own words is free.
 
     Attributes:
         source: int64 [b * t], the tokens that stand there.

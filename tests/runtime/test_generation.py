@@ -334,6 +334,19 @@ def test_entries_whose_pictures_are_less_alike_count_less_for_the_words_and_not_
     assert len(script.masks) == 1, "what is not answered is not written"
 
 
+@pytest.mark.parametrize(("steps", "text"), [(0, ""), (1, "red"), (2, "blue"), (3, "blue box")])
+def test_with_time_for_one_step_alone_the_first_token_is_taken_without_doubt(
+    decoder: FusionDecoder, monkeypatch: pytest.MonkeyPatch, steps: int, text: str
+) -> None:
+    passages = [Passage("red hat seven", 0.65), Passage("blue box two", 0.9)]
+    prompt = decoder.lay_out("which box?", passages)
+    red, blue, box = (place(prompt, word) for word in ("red", "blue", "box"))
+    _, script = scripted(decoder, monkeypatch, ({}, {red: 0.9}), ({}, {blue: 0.9}), ({}, {box: 0.9}))
+    monkeypatch.setattr(decoder, "step_pace", Pace(10.0))
+    written = decoder.generate(decoder.prefill(prompt, CELLS), left_ms=lambda: 10.0 * (steps - len(script.masks)))
+    assert (written.text, written.complete, len(script.masks)) == (text, False, steps)
+
+
 def test_following_several_answers_finds_a_likelier_one_than_the_likeliest_token_each_time(
     decoder: FusionDecoder,
 ) -> None:
