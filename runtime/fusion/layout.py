@@ -41,9 +41,12 @@ FEATURES = (
 """What is known of a block beside its tokens. ``image_lead`` is the cosine minus the best other entry's."""
 
 LONGEST_QUESTION, LONGEST_BLOCK = 32, 96
-"""In tokens; what is longer is cut."""
+"""In tokens; what is longer is cut, an entry between two words: "1299" of "12995" would be read as a number."""
 
 _WORD = re.compile(r"\w+")
+
+_WHOLE = re.compile(r"(?:\w|(?<=\d)[.,:/-](?=\d))+")
+"""What is copied whole or not at all: a word, a number with its signs (200.5, 1,299.00, 12.3.2001, 10:30)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Passage:
         shared: how much rare words of the question it repeats (``memory.Hit``), where those brought it; None where the
             picture or the second hop did.
         second_hop: whether it was found by what the first hop had found.
-        overlap: share of that finding's words that it repeats, rare ones counting more (``retrieval.overlaps``).
+        overlap: share of that finding's words that it repeats, rare ones counting more (``memory.words.overlaps``).
     """
 
     text: str
@@ -79,7 +82,7 @@ class Prompt:
         roles: int64 [b, t].
         features: float32 [b, len(FEATURES)].
         products: float32 [b, dim], zero where a block has no picture.
-        within: bool [b, t], whether a token goes on with the word of the one before it.
+        within: bool [b, t], whether a token goes on with the word, number or sign of the one before it.
         unlikeness: float32 [b], of an entry that the picture brought how much less its cosine is than the nearest's; of
             one that words brought how much fewer rare ones it repeats than the best of them, at most 1; else zero.
         passages: how many entries there are; without any, the block after the question is an empty one.
@@ -118,7 +121,7 @@ def lay_out(tokenizer: Tokenizer, question: str, passages: Sequence[Passage], di
     words = {piece.word for piece in asked if piece.word}
     blocks = [(asked, [ASKED] * len(asked))]
     for passage in passages:
-        told = _pieces(tokenizer, passage.text)[: LONGEST_BLOCK - len(asked) - 1]
+        told = _cut(_pieces(tokenizer, passage.text), LONGEST_BLOCK - len(asked) - 1)
         known = {piece.word for piece in told if piece.word}
         parts = [ASKED_FOUND if piece.word in known else ASKED for piece in asked] + [ASKED]
         parts += [TOLD_ASKED if piece.word in words else TOLD for piece in told]
@@ -189,7 +192,8 @@ class _Piece:
     Attributes:
         token: its id.
         word: the word that it is of, in small letters; empty for signs.
-        within: whether the token before it is of the same word.
+        within: whether the token before it is of the same word, number or sign (one that the tokenizer has no token
+            for is several bytes).
     """
 
     token: int
@@ -200,11 +204,20 @@ class _Piece:
 def _pieces(tokenizer: Tokenizer, text: str) -> list[_Piece]:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     spans = [(found.end(), found.start(), found[0].casefold()) for found in _WORD.finditer(text)]
-    pieces, at, before = list[_Piece](), 0, -1
-    for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
+    inner = {at for found in _WHOLE.finditer(text) for at in range(found.start() + 1, found.end())}
+    pieces, at, reached = list[_Piece](), 0, 0
+    for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
         while at < len(spans) and spans[at][0] < end:
             at += 1
-        inside = at < len(spans) and spans[at][1] < end
-        pieces.append(_Piece(token, spans[at][2] if inside else "", inside and at == before))
-        before = at if inside else -1
+        word = spans[at][2] if at < len(spans) and spans[at][1] < end else ""
+        pieces.append(_Piece(token, word, start in inner or start < reached))
+        reached = end
     return pieces
+
+
+def _cut(pieces: list[_Piece], most: int) -> list[_Piece]:
+    """The first so many at most, without a piece of a word; of a single word that is longer all the same."""
+    end = min(most, len(pieces))
+    while 0 < end < len(pieces) and pieces[end].within:
+        end -= 1
+    return pieces[: end or most]

@@ -108,6 +108,44 @@ def test_tokens_know_whether_they_go_on_with_a_word(tokenizer):
     assert prompt.within[1].tolist() == [False, True, False, False, True, False, False, True, False]
 
 
+def characters(text: str) -> Tokenizer:
+    """A token for each character of ASCII, several bytes for any other."""
+    vocab = [
+        *SPECIAL,
+        *dict.fromkeys(one for one in text if one.isascii()),
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+    ]
+    return Tokenizer(models.BPE({token: row for row, token in enumerate(vocab)}, [], byte_fallback=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"),
+    [
+        ("200.5 cm", "2 c"),
+        ("12.3.2001, 1,299", "1, 1"),
+        ("10:30 3/4 7-8.", "1 3 7."),
+        ("K-7 1. a.b", "K-7 1. a.b"),
+        ("ein Stück £5", "e S £5"),
+    ],
+)
+def test_a_number_with_its_signs_and_a_sign_of_several_bytes_are_one(text: str, starts: str):
+    made = characters(text)
+    prompt = lay_out(made, "", [Passage(text)], DIM)
+    offsets = made.encode(text).offsets
+    begun = "".join(text[at] for (at, _), within in zip(offsets, prompt.within[1, 1:], strict=True) if not within)
+    assert begun.replace(" ", "") == starts.replace(" ", "")
+
+
+def test_an_entry_is_cut_between_two_words(tokenizer: Tokenizer):
+    text = "red " * 20 + "12995 cm"
+    made = characters(text)
+    read = [lay_out(made, "r" * asked, [Passage(text)], DIM) for asked in range(6, 14)]
+    told = [made.decode(list(prompt.source[prompt.told])).replace(" ", "") for prompt in read]
+    assert {text.removeprefix("red" * 20) for text in told} == {"12995cm", "12995", ""}
+    endless = lay_out(made, "", [Passage("9" * 500)], DIM)
+    assert endless.tokens.shape[1] == LONGEST_BLOCK, "a single word is cut all the same"
+
+
 def test_what_the_picture_brought_and_what_words_brought_are_doubted_each_for_itself(tokenizer):
     passages = [
         Passage("red bike", 0.9),
