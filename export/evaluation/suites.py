@@ -61,9 +61,14 @@ def home(subject: Subject, extent: Extent, bar: Bar) -> Outcome:
     outcome = judge(
         "home", subject, Showing(Part(every, objects.train.backgrounds), objects.held_out, others), extent, bar
     )
-    named, vectors_alone = text_to_text(subject, every, objects.held_out.things, bar)
-    figures = {"text_to_text_recall1": named, "text_to_text_recall1_vectors_alone": vectors_alone}
-    outcome = replace(outcome, figures={**outcome.figures, **figures})
+    with_words, vectors_alone, named, names = text_to_text(subject, every, objects.held_out.things, bar)
+    found = {"text_to_text_recall1": with_words, "text_to_text_recall1_vectors_alone": vectors_alone}
+    outcome = replace(
+        outcome,
+        figures={**outcome.figures, **found},
+        counts={**outcome.counts, "named": named, "names": names},
+        floors={**outcome.floors, **dict.fromkeys(found, 1 / names)},
+    )
     if not subject.has_meaning:
         return outcome
     train, unseen = ([stamp for stamp in half if stamp.is_photo] for half in scenes.stamps())
@@ -76,7 +81,9 @@ def home(subject: Subject, extent: Extent, bar: Bar) -> Outcome:
     )
 
 
-def text_to_text(subject: Subject, things: Sequence[Piece], heldout: Sequence[Piece], bar: Bar) -> tuple[float, float]:
+def text_to_text(
+    subject: Subject, things: Sequence[Piece], heldout: Sequence[Piece], bar: Bar
+) -> tuple[float, float, int, int]:
     """How often a question that names a thing finds first what the memory says of it, among one entry a name.
 
     Args:
@@ -86,7 +93,7 @@ def text_to_text(subject: Subject, things: Sequence[Piece], heldout: Sequence[Pi
         bar: opens progress bars.
 
     Returns:
-        recall@1 as the runtime searches, with rare words; and by vectors alone.
+        recall@1 as the runtime searches, with rare words; recall@1 by vectors alone; the questions, the names.
     """
     rng = np.random.default_rng(0)
     asked_about = {thing.title for thing in heldout}
@@ -101,7 +108,7 @@ def text_to_text(subject: Subject, things: Sequence[Piece], heldout: Sequence[Pi
     with bar("searching by names", None), shelved(subject, notes) as shelf:
         hits = [[shelf.spoken_of(question, words=words) == row for words in (True, False)] for question, row in queries]
     with_words, vectors_alone = np.mean(hits, axis=0).tolist()
-    return with_words, vectors_alone
+    return with_words, vectors_alone, len(queries), len(notes)
 
 
 def text_to_image(

@@ -352,9 +352,10 @@ def test_names_are_found_by_their_words() -> None:
     ]
     of = subject()
     deaf = type(of)(of.name, Eyes(), Deaf(), None, of.image_space, of.text_space, True)  # type: ignore[arg-type]
-    with_words, vectors_alone = suites.text_to_text(deaf, pieces, pieces[:15], silent)
+    with_words, vectors_alone, *counts = suites.text_to_text(deaf, pieces, pieces[:15], silent)
     assert with_words > 0.9
     assert vectors_alone < 0.2
+    assert counts == [15, 21]
 
 
 def test_an_unknown_suite_is_refused() -> None:
