@@ -407,6 +407,9 @@ class Ravlm:
         Where the bundle has a meaning space, a text finds pictures by what they show too, whatever was said of them:
         the larger of the two cosines counts.
 
+        Rare words of a text (names, codes, numbers) that a memory repeats count beside its cosine: the first need not
+        have the highest score, which is the cosine alone.
+
         Args:
             text: to be compared with what memories say and show.
             picture: a Frame, or uint8 [h, w, 3] BGR.
