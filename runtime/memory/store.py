@@ -58,6 +58,7 @@ class Store:
         self._blind_since = looks(folder) if mode == "immutable" else None
         self._db = connect(folder, mode)
         self._identity = identity(folder)
+        self._warned = False
 
     def close(self) -> None:
         """Close the connection; the last one to close folds SQLite's log into memory.db."""
@@ -227,9 +228,11 @@ class Store:
         except sqlite3.DatabaseError as error:
             if refused(error):
                 raise
-            _log.warning(
-                "memory '%s': the index of words is damaged; `edge-ravlm memory verify` makes it anew", self._folder
-            )
+            if not self._warned:
+                _log.warning(
+                    "memory '%s': the index of words is damaged; `edge-ravlm memory verify` makes it anew", self._folder
+                )
+            self._warned = True
         return np.array(found, np.int64)
 
     def complaints(self) -> list[str]:
