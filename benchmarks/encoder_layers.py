@@ -80,7 +80,7 @@ def profiled(
     second_macs = product.operations / 2 / statistics.median(spent[_WARM_UP:])
     kinds = Kinds(graph, {name: array.shape for name, array in feeds.items()})
     found = []
-    profile = Path(session.end_profiling())  # type: ignore[no-untyped-call]
+    profile = Path(session.end_profiling())  # type: ignore[no-untyped-call]  # of ONNX Runtime
     for (name, op), times in _kernel_times(profile).items():
         kind, macs = kinds.of(name, op)
         ms = statistics.median(times[_WARM_UP:]) / 1e3

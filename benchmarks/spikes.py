@@ -187,7 +187,7 @@ def searched(place: Path, lock: bool) -> dict[str, Any]:
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     with Memory.open(place / "memory", ours.SPACES, read_only=True) as memory:
         open_ms = (time.perf_counter() - began) * 1e3
-        spent = [_timed_ms(lambda query=query: memory.search("image", query, 10)) for query in queries]  # type: ignore[misc]
+        spent = [_timed_ms(lambda query=query: memory.search("image", query, 10)) for query in queries]  # type: ignore[misc]  # a lambda's default
         after = resource.getrusage(resource.RUSAGE_SELF)
     half = len(spent) // 2
     return {

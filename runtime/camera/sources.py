@@ -176,9 +176,11 @@ class VideoSource:
         self._began = 0.0  # when the last attempt to connect began
 
     def _connect(self) -> cv2.VideoCapture:
+        """Begin to fetch; each kind of source does it in its own way."""
         raise NotImplementedError
 
     def _why(self) -> str:
+        """What most likely keeps this kind of source from opening."""
         raise NotImplementedError
 
     def _by_ffmpeg(self, address: str) -> cv2.VideoCapture:
