@@ -48,7 +48,8 @@ from edge_ravlm.runtime.encoders import ImageEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder
 from edge_ravlm.runtime.fusion.layout import Passage
 from edge_ravlm.runtime.memory import Memory
-from edge_ravlm.runtime.pipeline import Ravlm, open_memory
+from edge_ravlm.runtime.opening import open_memory
+from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.watching.lanes import Told, Watch
 from edge_ravlm.runtime.watching.watcher import Watcher
 

@@ -58,7 +58,8 @@ from edge_ravlm.runtime.encoders import EMBEDDING, ImageEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder
 from edge_ravlm.runtime.fusion.layout import Passage
 from edge_ravlm.runtime.memory import Memory
-from edge_ravlm.runtime.pipeline import Ravlm, open_memory
+from edge_ravlm.runtime.opening import open_memory
+from edge_ravlm.runtime.pipeline import Ravlm
 
 FLAVOR, THREADS = "cpu-u8", 2
 

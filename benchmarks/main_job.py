@@ -36,7 +36,8 @@ from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer, Level
 from edge_ravlm.runtime.bench.report import figure_rows
-from edge_ravlm.runtime.pipeline import Ravlm, open_memory
+from edge_ravlm.runtime.opening import open_memory
+from edge_ravlm.runtime.pipeline import Ravlm
 
 FLAVOR, THREADS = "cpu-u8", 2
 

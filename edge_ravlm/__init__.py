@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from edge_ravlm.runtime.answer import Answer, Evidence, Latency, Level
     from edge_ravlm.runtime.camera import LiveCapture, open_camera
     from edge_ravlm.runtime.memory import Memory, Where
-    from edge_ravlm.runtime.pipeline import Ravlm, load
+    from edge_ravlm.runtime.opening import load
+    from edge_ravlm.runtime.pipeline import Ravlm
 
 _HOMES = {
     "Answer": "edge_ravlm.runtime.answer",
@@ -36,7 +37,7 @@ _HOMES = {
     "Ravlm": "edge_ravlm.runtime.pipeline",
     "Region": "edge_ravlm.frames",
     "Where": "edge_ravlm.runtime.memory",
-    "load": "edge_ravlm.runtime.pipeline",
+    "load": "edge_ravlm.runtime.opening",
     "open_camera": "edge_ravlm.runtime.camera",
     "read_image": "edge_ravlm.frames",
 }

@@ -44,7 +44,7 @@ def demo(
         json: print one JSON object.
     """
     from edge_ravlm.runtime.apps.demo import check_sheet, load_clip, run_demo, write_sheet, write_stills
-    from edge_ravlm.runtime.pipeline import load
+    from edge_ravlm.runtime.opening import load
 
     check_sheet(sheet)
     with load(bundle, budget_ms=budget_ms) as ravlm, progress("watching the clip", load_clip()[1].frames) as advance:

@@ -86,7 +86,7 @@ def _answer() -> Finding:
     """The main job once, on two flat pictures."""
     import numpy as np
 
-    from edge_ravlm.runtime.pipeline import load
+    from edge_ravlm.runtime.opening import load
 
     dark, light = np.full((240, 320, 3), 20, np.uint8), np.full((240, 320, 3), 230, np.uint8)
     with load() as ravlm:

@@ -51,7 +51,7 @@ def add(
         json: print one JSON object.
     """
     from edge_ravlm.frames import Region, read_image
-    from edge_ravlm.runtime.pipeline import load
+    from edge_ravlm.runtime.opening import load
 
     if region is not None and image is None:
         raise UsageError(
@@ -77,7 +77,7 @@ def import_(memory: Path, source: Path, /, *, bundle: str = "starter", json: boo
         bundle: a folder, a .zip, or 'starter'.
         json: print one JSON object.
     """
-    from edge_ravlm.runtime.pipeline import load
+    from edge_ravlm.runtime.opening import load
     from edge_ravlm.runtime.transfer import import_rows, read_rows
 
     rows, base = read_rows(source)
@@ -220,7 +220,7 @@ def reembed(memory: Path, /, *, bundle: str = "starter", json: bool = False) -> 
         json: print one JSON object.
     """
     from edge_ravlm.runtime import transfer
-    from edge_ravlm.runtime.pipeline import load
+    from edge_ravlm.runtime.opening import load
 
     with load(bundle) as ravlm, _open(memory) as store:
         with progress("embedding", len(store)) as advance:
@@ -269,7 +269,7 @@ def where_tags(pairs: list[str] | None) -> Where:
 
 def load_to_ask(bundle: str, memory: Path, **settings: Any) -> Ravlm:
     """A bundle and a memory that is there; asking never writes, so read-only media serve as well."""
-    from edge_ravlm.runtime.pipeline import load
+    from edge_ravlm.runtime.opening import load
 
     return load(bundle, memory, create=False, read_only=not os.access(memory, os.W_OK), **settings)
 

@@ -22,7 +22,8 @@ from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends import Session
 from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edge_ravlm.runtime.encoders import EMBEDDING, ImageEncoder, Look
-from edge_ravlm.runtime.pipeline import Ravlm, open_memory
+from edge_ravlm.runtime.opening import open_memory
+from edge_ravlm.runtime.pipeline import Ravlm
 from peers.ours import Pipeline
 from peers.protocol import Job
 

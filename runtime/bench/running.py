@@ -20,7 +20,8 @@ from edge_ravlm.runtime.bench import cameras, loadgen
 from edge_ravlm.runtime.bench.meter import Meter, Spent
 from edge_ravlm.runtime.bench.outcome import Outcome, Record, accuracy, levels, percentiles, stages
 from edge_ravlm.runtime.bench.workload import Workload, yard
-from edge_ravlm.runtime.pipeline import Ravlm, load, usual_threads
+from edge_ravlm.runtime.opening import load, usual_threads
+from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.watching.process import on_time, unhurried_collection
 
 Scenario = Literal[loadgen.Scenario, "camera"]

@@ -8,7 +8,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TypeVar
@@ -24,7 +24,7 @@ from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Rows, Space,
 from edge_ravlm.runtime.memory.faults import reported
 from edge_ravlm.runtime.memory.live import Live, check_spaces
 from edge_ravlm.runtime.memory.ranking import found_in
-from edge_ravlm.runtime.memory.stats import FieldStats, Stats
+from edge_ravlm.runtime.memory.stats import FieldStats, Stats, bytes_in
 from edge_ravlm.runtime.memory.store import Store
 from edge_ravlm.runtime.memory.verification import examine
 from edge_ravlm.runtime.memory.words import rarities, words_of
@@ -242,7 +242,7 @@ class Memory:
             for name, field in view.fields.items()
         }
         with reported(self._folder):
-            size = _bytes_in(self._folder)
+            size = bytes_in(self._folder)
         tail = max((field.tail for field in fields.values()), default=0)
         return Stats(self.count(), tail, view.generation, size, fields)
 
@@ -437,15 +437,6 @@ def _rows_of(entry: NewEntry, spaces: Mapping[str, Space]) -> dict[str, NDArray[
             do="name the fields as the memory was opened with them",
         )
     return {name: unit(name, vector, spaces[name]) for name, vector in entry.vectors.items()}
-
-
-def _bytes_in(folder: Path) -> int:
-    found = 0
-    for place, _, names in os.walk(folder):  # goes on where a compaction sweeps a folder away meanwhile
-        for name in names:
-            with suppress(FileNotFoundError):
-                found += Path(place, name).stat().st_size
-    return found
 
 
 def _stacked(rows: Sequence[NDArray[np.float32]]) -> Rows:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +36,13 @@ class Stats:
     generation: int
     bytes: int
     fields: Mapping[str, FieldStats]
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files in a folder, those of its folders too."""
+    found = 0
+    for place, _, names in os.walk(folder):  # goes on where a compaction sweeps a folder away meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += Path(place, name).stat().st_size
+    return found

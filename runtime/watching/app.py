@@ -24,7 +24,8 @@ from edge_ravlm.runtime.answer import UNKNOWN, Answer
 from edge_ravlm.runtime.apps.account import Account
 from edge_ravlm.runtime.looking import TOGETHER
 from edge_ravlm.runtime.memory import Where
-from edge_ravlm.runtime.pipeline import Asked, Ravlm, load
+from edge_ravlm.runtime.opening import load
+from edge_ravlm.runtime.pipeline import Asked, Ravlm
 from edge_ravlm.runtime.questions import gist, scope_of
 from edge_ravlm.runtime.watching.events import Steady, as_dict
 from edge_ravlm.runtime.watching.feeds import Feed

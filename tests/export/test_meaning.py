@@ -18,7 +18,8 @@ from edge_ravlm.export.align.head import Meaning, with_meaning
 from edge_ravlm.export.parts import text_embedder
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import UNKNOWN
-from edge_ravlm.runtime.pipeline import Ravlm, load, open_memory
+from edge_ravlm.runtime.opening import load, open_memory
+from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.transfer import export_memory, import_rows, read_rows, reembed
 
 pytestmark = pytest.mark.export

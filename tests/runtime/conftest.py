@@ -17,7 +17,8 @@ from edge_ravlm.frames import Pixels, Region
 from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.apps.demo import load_clip
 from edge_ravlm.runtime.camera import open_camera
-from edge_ravlm.runtime.pipeline import Ravlm, load
+from edge_ravlm.runtime.opening import load
+from edge_ravlm.runtime.pipeline import Ravlm
 
 GENEROUS_MS = 600_000.0
 """A budget that no machine misses."""

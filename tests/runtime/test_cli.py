@@ -18,7 +18,7 @@ import pytest
 from edge_ravlm.cli import run
 from edge_ravlm.errors import UsageError
 from edge_ravlm.runtime.apps.demo import check_sheet
-from edge_ravlm.runtime.pipeline import load
+from edge_ravlm.runtime.opening import load
 
 Call = Callable[..., tuple[int, str, str]]
 

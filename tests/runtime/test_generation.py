@@ -30,7 +30,8 @@ from edge_ravlm.runtime.encoders import ImageEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder, Generated
 from edge_ravlm.runtime.fusion.layout import END, NONE, SPECIAL, Passage, Prompt
 from edge_ravlm.runtime.memory import Where
-from edge_ravlm.runtime.pipeline import Ravlm, load
+from edge_ravlm.runtime.opening import load
+from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.transfer import reembed
 
 pytestmark = pytest.mark.export  # onnx builds the graphs

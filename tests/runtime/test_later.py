@@ -15,7 +15,7 @@ from edge_ravlm.errors import BundleError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.generation import Generator
 from edge_ravlm.runtime.later import Later
-from edge_ravlm.runtime.pipeline import load
+from edge_ravlm.runtime.opening import load
 
 LONG_S = 600.0
 Until = Callable[[Callable[[], bool]], None]

@@ -18,7 +18,7 @@ from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends import choice
 from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edge_ravlm.runtime.backends.openvino import OpenVinoSession
-from edge_ravlm.runtime.pipeline import load
+from edge_ravlm.runtime.opening import load
 
 OUTPUT = ("embedding",)
 

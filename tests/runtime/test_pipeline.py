@@ -24,7 +24,8 @@ from edge_ravlm.frames import MAX_PIXELS, Frame, Region, read_image
 from edge_ravlm.runtime.answer import UNKNOWN, Level
 from edge_ravlm.runtime.fusion.retrieval import Retriever
 from edge_ravlm.runtime.memory import NewEntry, Where
-from edge_ravlm.runtime.pipeline import Ravlm, load
+from edge_ravlm.runtime.opening import load
+from edge_ravlm.runtime.pipeline import Ravlm
 
 CLOSED, OPEN = "the gate is closed", "the gate is open"
 QUESTION = "is the gate open?"

@@ -16,7 +16,8 @@ import pytest
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.errors import DataError, SpaceMismatch
 from edge_ravlm.runtime.memory import Memory, Space
-from edge_ravlm.runtime.pipeline import Ravlm, load
+from edge_ravlm.runtime.opening import load
+from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.transfer import export_memory, import_rows, read_rows, reembed
 
 

@@ -23,7 +23,7 @@ from edge_ravlm.cli import run as command
 from edge_ravlm.errors import DataError, MemoryFault, MissingExtra, StorageError
 from edge_ravlm.runtime import looking
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Latency, Level
-from edge_ravlm.runtime.pipeline import load
+from edge_ravlm.runtime.opening import load
 from edge_ravlm.runtime.watching import app as app_module
 from edge_ravlm.runtime.watching import sinks
 from edge_ravlm.runtime.watching.app import App, admission, unsaid

@@ -19,7 +19,7 @@ from edge_ravlm.errors import UsageError
 from edge_ravlm.frames import Pixels
 from edge_ravlm.runtime.answer import UNKNOWN
 from edge_ravlm.runtime.camera.sources import FileSource
-from edge_ravlm.runtime.pipeline import load
+from edge_ravlm.runtime.opening import load
 from edge_ravlm.runtime.watching.app import App
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, check_app
 
