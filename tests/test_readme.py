@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import msgspec
 import pytest
 
 from edge_ravlm.cli import build_app, run
+from edge_ravlm.runtime.bench_cli import DEFAULT_REPORT
+from edge_ravlm.runtime.cli import DEFAULT_SHEET
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings
 
 ROOT = Path(__file__).parents[1]
@@ -156,3 +159,10 @@ def test_figures_of_the_readme_are_those_of_all_results() -> None:
 
 def test_the_programs_of_the_environment_are_in_reach_before_the_first_is_called() -> None:
     assert -1 < TEXT.find("\n. .venv/bin/activate\n") < TEXT.find("\nedge-ravlm ")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
+def test_what_commands_write_unless_told_is_no_part_of_the_repository() -> None:
+    written = [str(DEFAULT_SHEET), f"{DEFAULT_SHEET.stem}-open.jpg", f"{DEFAULT_REPORT}/report.md"]
+    command = ["git", "-c", "safe.directory=*", "check-ignore", *written]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split() == written
