@@ -96,14 +96,14 @@ def host_platform() -> str:
     return f"{sys.platform}-{platform.machine()}"
 
 
-def compute_capability(device: int = 0) -> str | None:
-    """Of a GPU, such as "8.9"; None where there is no GPU or no driver."""
+def compute_capability() -> str | None:
+    """Of the first GPU, such as "8.9"; None where there is no GPU or no driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
     handle, found = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), device):
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), 0):
         return None
     for value, attribute in zip(found, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
         if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle):

@@ -41,6 +41,9 @@ _SIGN = re.compile(
 _USUAL_SIDE = 224
 """Pixels, where the recipe leaves it to the student."""
 
+_ANOTHER = 6.0
+"""Mean difference of the pixels, of 255, from which on two cut-outs are not the same."""
+
 _FEWEST = 32
 _FIT_SEED, _JUDGE_SEED = 1, 2
 
@@ -110,17 +113,16 @@ def things_training(seed: int, closer: CloserViews | None = None) -> ThingScenes
     return ThingScenes(shares, seed=seed, closer=closer)
 
 
-def others_in_a_mirror(cut_outs: Sequence[Pixels], rows: Iterable[int], least: float = 6.0) -> list[Pixels]:
+def others_in_a_mirror(cut_outs: Sequence[Pixels], rows: Iterable[int]) -> list[Pixels]:
     """Mirror images that are none of the cut-outs.
 
     Args:
         cut_outs: uint8 [h, w, 4] BGRA.
         rows: of those to turn.
-        least: mean difference of the pixels, of 255, from which on two are not the same.
     """
     seen = np.stack([_thumbnail(cut_out) for cut_out in cut_outs])
     turned = [np.ascontiguousarray(cut_outs[row][:, ::-1]) for row in rows]
-    return [one for one in turned if np.abs(seen - _thumbnail(one)).mean(axis=(1, 2, 3)).min() > least]
+    return [one for one in turned if np.abs(seen - _thumbnail(one)).mean(axis=(1, 2, 3)).min() > _ANOTHER]
 
 
 def _thumbnail(cut_out: Pixels) -> NDArray[np.float32]:

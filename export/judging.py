@@ -20,6 +20,9 @@ from edge_ravlm.runtime.voting import FEW
 SMALL, LARGE = (0.2, 0.45), (0.35, 0.7)
 """Sizes of what changes in a task, as shares of the picture's side."""
 
+_MOST = 400
+"""Pictures of a folder that are used, at most."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -110,9 +113,7 @@ def state_task(material: Material, rng: np.random.Generator, states: int | None 
     return Task(taught, asked, [object_scene(material, other, rng), weather(background(material, rng), rng)])
 
 
-def judge_folder(
-    pictures: Sequence[Pixels], each: int = 2, tasks: int = 40, seed: int = 0, longest: int = 400
-) -> JudgeSet:
+def judge_folder(pictures: Sequence[Pixels], each: int = 2, tasks: int = 40, seed: int = 0) -> JudgeSet:
     """The same from pictures of which nothing is known: each is an object of its own, seen again in another crop.
 
     Args:
@@ -120,10 +121,9 @@ def judge_folder(
         each: queries per picture.
         tasks: how many pairs or triples of pictures are told apart.
         seed: of all random choices.
-        longest: how many of the pictures are used, at most.
     """
     rng = np.random.default_rng(seed)
-    used = [pictures[int(i)] for i in rng.permutation(len(pictures))[:longest]]
+    used = [pictures[int(i)] for i in rng.permutation(len(pictures))[:_MOST]]
     labels = np.repeat(np.arange(len(used)), each)
     queries = [_seen_again(used[int(index)], rng) for index in labels]
     return JudgeSet(used, queries, labels, [_telling_apart(used, rng) for _ in range(tasks if len(used) > 3 else 0)])

@@ -160,14 +160,10 @@ class Embedder:
         finally:
             eye.close()
 
-    def __call__(
-        self, pictures: Sequence[Pixels], advance: Callable[[], object] = lambda: None, output: str = "embedding"
-    ) -> Vectors:
+    def __call__(self, pictures: Sequence[Pixels], output: str = "embedding") -> Vectors:
         """Float32 [n, dim] of an output."""
-        session, rows = self.session(), []
-        for pixels in prepared(pictures, self.preprocess):
-            rows.append(session.run({"image": pixels}, (output,))[0][0])
-            advance()
+        session = self.session()
+        rows = [session.run({"image": pixels}, (output,))[0][0] for pixels in prepared(pictures, self.preprocess)]
         session.close()
         return np.asarray(rows, np.float32)
 

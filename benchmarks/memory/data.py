@@ -70,16 +70,16 @@ def clustered(count: int, queries: int, seed: int) -> tuple[Vectors, Vectors]:
     return vectors[:count], vectors[count:]
 
 
-def exact(vectors: Vectors, queries: Vectors, k: int = K) -> NDArray[np.int64]:
-    """The positions of the k nearest vectors to each query by brute force, int64 [queries, k], in no order."""
+def exact(vectors: Vectors, queries: Vectors) -> NDArray[np.int64]:
+    """The positions of the K nearest vectors to each query by brute force, int64 [queries, K], in no order."""
     found = np.empty((len(queries), 0), np.int64)
     scores = np.empty((len(queries), 0), np.float32)
     for start in range(0, len(vectors), _BLOCK):
         fresh = queries @ vectors[start : start + _BLOCK].T
-        near = _highest(fresh, k)
+        near = _highest(fresh)
         found = np.concatenate([found, near + start], axis=1)
         scores = np.concatenate([scores, np.take_along_axis(fresh, near, 1)], axis=1)
-        best = _highest(scores, k)
+        best = _highest(scores)
         found, scores = np.take_along_axis(found, best, 1), np.take_along_axis(scores, best, 1)
     return found
 
@@ -90,8 +90,8 @@ def recall(found: Sequence[Sequence[int]], truth: NDArray[np.int64]) -> float:
     return hits / truth.size
 
 
-def _highest(scores: Vectors, k: int) -> NDArray[np.intp]:
-    return np.argpartition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k]
+def _highest(scores: Vectors) -> NDArray[np.intp]:
+    return np.argpartition(-scores, min(K, scores.shape[1]) - 1, axis=1)[:, :K]
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -40,19 +40,19 @@ def token_f1(said: str | None, wanted: str) -> float:
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
-def bleu(said: Sequence[str], wanted: Sequence[str], longest: int = 4) -> float:
-    """BLEU of all answers together, one reference each (Papineni et al. 2002), on words and signs in small letters.
+def bleu(said: Sequence[str], wanted: Sequence[str]) -> float:
+    """BLEU-4 of all answers together, one reference each (Papineni et al. 2002), on words and signs in small letters.
 
     Not smoothed: 0 where no four words in a row are right.
     """
     pairs = [(_words(ours), _words(theirs)) for ours, theirs in zip(said, wanted, strict=True)]
     logs = 0.0
-    for n in range(1, longest + 1):
+    for n in range(1, 5):
         right = sum(sum((_grams(ours, n) & _grams(theirs, n)).values()) for ours, theirs in pairs)
         made = sum(max(0, len(ours) - n + 1) for ours, _ in pairs)
         if not right:
             return 0.0
-        logs += math.log(right / made) / longest
+        logs += math.log(right / made) / 4
     length, reference = (sum(len(pair[side]) for pair in pairs) for side in (0, 1))
     return math.exp(logs + min(0.0, 1 - reference / length))
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 LIMIT = 128
 """Most that two neighbouring weights of one sign may add up to: 255 * 128 still fits in 16 bits, signed."""
 
+_DAMPING = 0.01
+"""Share of the mean moment that is added to the diagonal, so that it can be inverted."""
+
 
 def symmetric_scales(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales that use all 8 bits, float32 [outputs], for weights [outputs, inputs] of kernels that add exactly."""
@@ -43,7 +46,6 @@ def round_for_inputs(
     scales: NDArray[np.float32],
     moments: NDArray[np.float64],
     paired: bool,
-    damping: float = 0.01,
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """Round one input after the other, each time letting the inputs to come make up for the error so far.
 
@@ -57,13 +59,12 @@ def round_for_inputs(
         moments: float64 [inputs + 1, inputs + 1], second moments of the inputs and a constant 1; or
             [outputs, inputs + 1, inputs + 1] where every output has inputs of its own.
         paired: whether the kernel adds neighbours in 16 bits.
-        damping: share of the mean moment added to the diagonal, so that it can be inverted.
 
     Returns:
         int8 [outputs, inputs] and the corrected bias, float64 [outputs].
     """
     rest, steps = torch.from_numpy(np.column_stack([weights, bias])).double(), torch.from_numpy(scales).double()
-    upper = _inverse_root(torch.from_numpy(moments), damping)
+    upper = _inverse_root(torch.from_numpy(moments))
     rounded = torch.zeros_like(rest[:, :-1])
     for k in range(rounded.shape[1]):
         low, high = _room(rounded[:, k - 1] if paired and k % 2 else torch.zeros_like(steps))
@@ -81,10 +82,10 @@ def _room(neighbour: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return low, high
 
 
-def _inverse_root(moments: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper triangular U with U^T U = (moments + damping)^-1; an input that is always zero gets no say."""
+def _inverse_root(moments: torch.Tensor) -> torch.Tensor:
+    """Upper triangular U with U^T U = (damped moments)^-1; an input that is always zero gets no say."""
     diagonal = moments.diagonal(dim1=-2, dim2=-1)
-    extra = damping * diagonal[..., :-1].mean(-1, keepdim=True).clamp(min=1e-9).expand_as(diagonal).clone()
+    extra = _DAMPING * diagonal[..., :-1].mean(-1, keepdim=True).clamp(min=1e-9).expand_as(diagonal).clone()
     extra[..., -1] = 0  # the constant
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments + torch.diag_embed(extra)))
     upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)

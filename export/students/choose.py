@@ -63,7 +63,6 @@ def choose_student(
     budget_ms: float,
     kinds: Collection[str] = tuple(STUDENTS),
     *,
-    threads: int = 1,
     latency: Latency | None = None,
 ) -> Choice:
     """The kind of the highest expected accuracy whose INT8 graph fits the budget.
@@ -73,8 +72,7 @@ def choose_student(
             units like, and the choice says that nothing was measured.
         budget_ms: for one picture through the image encoder.
         kinds: names of the candidates.
-        threads: of the device's CPU.
-        latency: measures a kind; by default its graph in ONNX Runtime, on ``threads`` threads.
+        latency: measures a kind; by default its graph in ONNX Runtime, on one thread.
 
     Raises:
         UsageError: an unknown kind, no candidate, or none that fits; the message says what the fastest one takes.
@@ -86,7 +84,7 @@ def choose_student(
             f"{plain.name}: {_PLAIN if plain.family == 'plain' else _FIRST}; not measured, {target.name} is not here"
         )
         return Choice(plain, (), reason)
-    measure = latency or (lambda kind: int8_ms(kind, threads))
+    measure = latency or int8_ms
     times = {kind.name: measure(kind) for kind in candidates}
     measured = tuple(Measured(k.name, k.side, times[k.name], times[k.name] <= budget_ms) for k in candidates)
     fitting = [kind for kind in candidates if times[kind.name] <= budget_ms]
@@ -99,7 +97,7 @@ def choose_student(
             do="raise student.budget_ms or choose a smaller side",
         )
     best = fitting[0]
-    taken = f"{times[best.name]:.1f} ms of {budget_ms:g} ms on {threads} thread{'s' * (threads > 1)}"
+    taken = f"{times[best.name]:.1f} ms of {budget_ms:g} ms on 1 thread"
     reason = f"{best.name}: {taken}, the most accurate that fits"
     return Choice(best, measured, reason)
 
@@ -108,7 +106,7 @@ _PLAIN = "plain 3x3 convolutions suit a GPU's integer units"
 _FIRST = "the most accurate of the candidates"
 
 
-def int8_ms(kind: StudentKind, threads: int) -> float:
+def int8_ms(kind: StudentKind, threads: int = 1) -> float:
     """Median milliseconds of one picture through the kind's ``cpu-u8`` graph, on the session that ships.
 
     Weights do not matter for that, nor do pictures: noise will do.

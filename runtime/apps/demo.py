@@ -229,8 +229,9 @@ def _label(picture: Pixels, text: str, corner: tuple[int, int], colour: tuple[in
     cv2.putText(picture, text, (x + 2, y - below), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
 
 
-def _grid(pictures: Sequence[Pixels], columns: int = 3) -> Pixels:
+def _grid(pictures: Sequence[Pixels]) -> Pixels:
+    """Three in a row."""
     blank = np.zeros_like(pictures[0])
-    cells = [*pictures, *[blank] * (-len(pictures) % columns)]
-    rows = [np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)]
+    cells = [*pictures, *[blank] * (-len(pictures) % 3)]
+    rows = [np.hstack(cells[start : start + 3]) for start in range(0, len(cells), 3)]
     return np.asarray(np.vstack(rows), np.uint8)

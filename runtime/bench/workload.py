@@ -14,6 +14,9 @@ from edge_ravlm.runtime.pipeline import Asked, Ravlm
 
 CAMERA = "yard"
 
+STRIDE = 4
+"""Every so many frames the things are asked about."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -38,13 +41,11 @@ class Workload:
         pictures: the clip's frames, uint8 [h, w, 3] BGR.
         things: what is watched in it.
         teach: thing -> state -> frames that teach it.
-        stride: every so many frames the things are asked about.
     """
 
     pictures: Sequence[Pixels]
     things: Sequence[Thing]
     teach: dict[str, dict[str, list[int]]]
-    stride: int
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -52,7 +53,7 @@ class Workload:
         last = max(frame for states in self.teach.values() for frames in states.values() for frame in frames)
         return [
             Sample(f"{thing.name}@{index}", index, thing.question, thing.box(), truth)
-            for index in range(last + 1, len(self.pictures), self.stride)
+            for index in range(last + 1, len(self.pictures), STRIDE)
             for thing in self.things
             if (truth := thing.truth(index)) is not None
         ]
@@ -86,7 +87,7 @@ class Workload:
             yield ravlm.ask(frame, of.question, region=of.region, generate=generate or None, fresh=True)
 
 
-def yard(advance: Callable[..., None] = lambda: None, stride: int = 4) -> Workload:
+def yard(advance: Callable[..., None] = lambda: None) -> Workload:
     """The clip that ships with the package: a gate, a bin and a parking space."""
     path, clip = load_clip()
     pictures = []
@@ -94,4 +95,4 @@ def yard(advance: Callable[..., None] = lambda: None, stride: int = 4) -> Worklo
         for frame in camera.frames():
             pictures.append(frame.pixels)
             advance()
-    return Workload(pictures, clip.things, clip.teach, stride)
+    return Workload(pictures, clip.things, clip.teach)

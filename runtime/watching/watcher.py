@@ -75,7 +75,7 @@ class Watcher:
         lock, self._telling = threading.RLock(), threading.Lock()
         self._changed, self._sooner = threading.Condition(lock), threading.Condition(lock)
         self._awaited = 0.0
-        self._stopping = self._draining = False
+        self._stopping = False
         self._busy = 0
         self.faults: deque[str] = deque(maxlen=32)
         self.watch(watches)
@@ -156,21 +156,15 @@ class Watcher:
         """How long before a deadline an answer is held, as the machine's wake-ups taught."""
         return self._guard.s * 1e3
 
-    def close(self, *, drain: bool = True) -> None:
-        """Stop.
-
-        Args:
-            drain: answer first what is due.
-        """
+    def close(self) -> None:
+        """Answer what is due, then stop."""
         with self._changed:
-            self._draining = drain
             self._stopping = True
             self._wake_all()
         for thread in self._threads:
             thread.join()
         with self._changed:  # what an error left without an answer of its own
-            lanes = self._lanes.values() if drain else ()
-            left = [one for lane in lanes for one in lane.expired(float("inf"), 0.0)]
+            left = [one for lane in self._lanes.values() for one in lane.expired(float("inf"), 0.0)]
         self._say(left)
 
     # -- looking -----------------------------------------------------------------------------------------------
@@ -198,7 +192,7 @@ class Watcher:
             while True:
                 lanes = list(self._lanes.values())
                 first = self._turns.next(lanes)
-                if self._stopping and (first is None or not self._draining):
+                if self._stopping and first is None:
                     return []
                 if first is not None:
                     self._busy += 1
@@ -272,7 +266,7 @@ class Watcher:
         with self._changed:
             while True:
                 lanes = self._lanes.values()
-                if self._stopping and not (self._draining and (self._busy or any(lane.is_waiting for lane in lanes))):
+                if self._stopping and not self._busy and not any(lane.is_waiting for lane in lanes):
                     return None
                 at = min((lane.next_hold(self._guard.s) for lane in lanes), default=float("inf"))
                 now = time.monotonic()

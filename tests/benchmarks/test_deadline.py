@@ -41,7 +41,7 @@ class Answerer:
 def clip() -> Workload:
     """Frames of which the third has no truth, and all others are even."""
     gate = Thing("gate", "is it even?", (0, 0, 4, 4), {"even": "even"}, [(0, 1, "even"), (3, 9, "even")])
-    return Workload([np.zeros((4, 4, 3), np.uint8)] * 10, [gate], {}, 1)
+    return Workload([np.zeros((4, 4, 3), np.uint8)] * 10, [gate], {})
 
 
 def test_nothing_is_late_lost_or_old_where_there_is_time() -> None:

@@ -155,20 +155,6 @@ def test_closing_answers_what_is_due_and_then_takes_nothing() -> None:
     assert (len(told.all), watcher.waiting) == (5, 0)
 
 
-def test_closing_at_once_leaves_what_was_not_begun() -> None:
-    told, ask = Ears(), Gate()
-    watcher = Watcher(ask, [Watch("gate", "yard", LONG)], told)
-    watcher.offer("yard", frame(0))
-    ask.await_entry()
-    watcher.offer("yard", frame(1))
-    closing = threading.Thread(target=watcher.close, kwargs={"drain": False})
-    closing.start()
-    ask.open.release()
-    closing.join(PATIENCE_S)
-    assert not closing.is_alive()
-    assert [one.index for one in told.all] == [0]
-
-
 def test_an_error_is_told_and_the_next_frame_is_answered() -> None:
     told = Ears()
 
