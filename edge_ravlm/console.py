@@ -6,10 +6,13 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
+
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
+"""Opens a progress bar, as ``progress`` does: ``with bar("what", total) as advance``."""
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 """Characters that command a terminal, to what is shown instead: texts may come from anywhere."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from edge_ravlm.console import Bar
 from edge_ravlm.export import parity
 from edge_ravlm.export.align import classes
 from edge_ravlm.export.align.fit import fit, looking, observe
@@ -53,9 +53,6 @@ from edge_ravlm.runtime.backends import open_session
 from edge_ravlm.runtime.camera import open_camera
 from edge_ravlm.runtime.encoders import TOKENS
 from edge_ravlm.targets import Target
-
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
-"""Opens a progress bar: ``with bar("what", total) as advance``."""
 
 BASE = "cpu-u8"
 """The flavour that every bundle holds: where a device's own flavour cannot run, this one answers."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from edge_ravlm.errors import DataError, StorageError
@@ -106,6 +106,11 @@ def read(path: Path, run: str) -> Stored | None:
         group, _, member = name.partition("/")
         groups.setdefault(group, {})[member] = tensor
     return Stored(standing, groups)
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 def moments(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from edge_ravlm.export.distil.checkpoint import (
     Log,
     Standing,
     Stored,
+    copied,
     moments,
     put_back,
     read,
@@ -397,7 +398,7 @@ class _Training:
         mean = torch.tensor(total / count, device=self.world.device)
         loss_now = float(self.world.from_first(mean))
         if self.standing.best is None or loss_now < self.standing.best:
-            self.standing.best, self.standing.stale, self.best = loss_now, 0, _copied(self.student)
+            self.standing.best, self.standing.stale, self.best = loss_now, 0, copied(self.student)
         else:
             self.standing.stale += 1
         return loss_now
@@ -428,10 +429,6 @@ class _Training:
         torch.set_rng_state(stored.groups["rng"]["cpu"])
         if self.world.device.type == "cuda" and "cuda" in stored.groups["rng"]:
             torch.cuda.set_rng_state(stored.groups["rng"]["cuda"], self.world.device)
-
-
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 def _unsynchronised(shared: nn.Module, is_last: bool) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from typing import Generic
 
 import numpy as np
 
+from edge_ravlm.console import Bar
 from edge_ravlm.export.data.datasets import Part, Thing, ThingT
 from edge_ravlm.export.data.questions import Asked, Hops, asked, entry, hops, replacement, together
 from edge_ravlm.export.data.signs import Sign
@@ -23,7 +24,6 @@ from edge_ravlm.export.evaluation.scores import (
 )
 from edge_ravlm.export.evaluation.shelf import Found, Note, Shelf, shelved
 from edge_ravlm.export.evaluation.subject import (
-    Bar,
     Episode,
     Floats,
     Look,

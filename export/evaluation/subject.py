@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ravlm.bundle import Bundle
+from edge_ravlm.console import Bar
 from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.manifest import Answering
 from edge_ravlm.runtime.encoders import ImageEncoder, TextEncoder
@@ -25,9 +26,6 @@ STEPS = 8
 """Tokens of the answer that ``Reader.milliseconds`` tells the time of."""
 
 Floats = NDArray[np.float32]
-
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
-"""Opens a progress bar: ``with bar("what", total) as advance``."""
 
 A = TypeVar("A")
 B = TypeVar("B")

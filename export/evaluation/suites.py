@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from edge_ravlm.console import Bar
 from edge_ravlm.errors import UsageError
 from edge_ravlm.export.align.fit import clean
 from edge_ravlm.export.data import datasets, scenes
@@ -20,7 +21,7 @@ from edge_ravlm.export.evaluation.outcome import UNREAD, Extent, Outcome
 from edge_ravlm.export.evaluation.scores import exact_match
 from edge_ravlm.export.evaluation.shelf import Note, shelved
 from edge_ravlm.export.evaluation.show_once import Showing, judge, said
-from edge_ravlm.export.evaluation.subject import Bar, Episode, Reply, Subject, cells_of, on_all_cores
+from edge_ravlm.export.evaluation.subject import Episode, Reply, Subject, cells_of, on_all_cores
 from edge_ravlm.frames import read_image
 
 SUITES = ("traffic", "home", "easy-vqa")

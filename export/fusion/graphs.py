@@ -14,10 +14,8 @@ from torch.export import Dim
 
 from edge_ravlm.export.fusion.model import NEVER, FusionDecoder, Read
 from edge_ravlm.export.onnx_graph import traced
+from edge_ravlm.runtime.fusion.decoder import PREFILL_OUTPUTS, STEP_OUTPUTS
 from edge_ravlm.runtime.fusion.layout import FEATURES
-
-PREFILL_OUTPUTS = ("keys", "values", "pointers", "mask")
-STEP_OUTPUTS = ("words", "copies", "new_keys", "new_values")
 
 
 def prefill_graph(decoder: FusionDecoder, cells: int) -> onnx.ModelProto:

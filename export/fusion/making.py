@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edge_ravlm.console import Bar
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.data import corpus, datasets
 from edge_ravlm.export.distil.things import parted
@@ -31,12 +31,10 @@ from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import FusionSpec, Model
 from edge_ravlm.runtime.backends import open_session
 from edge_ravlm.runtime.encoders import Eye
+from edge_ravlm.runtime.fusion.decoder import PREFILL_OUTPUTS, STEP_OUTPUTS
 from edge_ravlm.runtime.fusion.layout import NONE
 
 TOKENIZER = "fusion-tokenizer.json"
-
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
-"""Opens a progress bar: ``with bar("what", total) as advance``."""
 
 PACKAGES = ("mapillary-signs", "sweethome3d-furniture", "sweethome3d", "plasma-wallpapers", "easy-vqa")
 """What it learns from beside the encoder's pictures; by their names in ``packages.toml``."""
@@ -197,8 +195,7 @@ def agreement(
                 names = ("tokens", "roles", "features", "products")
                 feeds = {name: getattr(batch, name)[row].numpy() for name in names}
                 feeds["cells"] = batch.cells[row : row + 1].numpy()
-                outputs = ("keys", "values", "pointers", "mask")
-                fixed = dict(zip(outputs, reads.run(feeds, outputs), strict=True))
+                fixed = dict(zip(PREFILL_OUTPUTS, reads.run(feeds, PREFILL_OUTPUTS), strict=True))
                 shape = decoder.shape
                 keys = values = np.zeros((shape.writers, 1, shape.heads, 0, shape.width // shape.heads), np.float32)
                 chosen, source = [], batch.tokens[row].flatten().numpy()
@@ -211,7 +208,7 @@ def agreement(
                         "continues": batch.everywhere(row, place),
                         **fixed,
                     }
-                    said, copied, keys, values = writes.run(feeds, ("words", "copies", "new_keys", "new_values"))
+                    said, copied, keys, values = writes.run(feeds, STEP_OUTPUTS)
                     chances = np.asarray(said[0], np.float64)
                     np.add.at(chances, source, copied[0, : len(source)])
                     chosen.append(int(chances.argmax()))

@@ -18,7 +18,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edge_ravlm.errors import DataError
-from edge_ravlm.export.distil.checkpoint import CHECKPOINT, LOG, Log, Standing, Stored, moments, put_back, read, write
+from edge_ravlm.export.distil.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    Log,
+    Standing,
+    Stored,
+    copied,
+    moments,
+    put_back,
+    read,
+    write,
+)
 from edge_ravlm.export.fusion.batches import Batch, collated
 from edge_ravlm.export.fusion.episodes import Episodes, Texts
 from edge_ravlm.export.fusion.model import FusionDecoder, Read, loss, marked, spread
@@ -150,7 +161,7 @@ class _Training:
             lr=settings.rate,
             betas=(0.9, 0.98),
         )
-        self.standing, self.best = Standing(), _copied(decoder)
+        self.standing, self.best = Standing(), copied(decoder)
 
     def run(self, progress: Done | None) -> FusionDecoder:
         torch.manual_seed(self.settings.seed)
@@ -230,7 +241,7 @@ class _Training:
 
     def _keep_if_best(self, loss_now: float) -> None:
         if self.standing.best is None or loss_now < self.standing.best:
-            self.standing.best, self.standing.stale, self.best = loss_now, 0, _copied(self.decoder)
+            self.standing.best, self.standing.stale, self.best = loss_now, 0, copied(self.decoder)
         else:
             self.standing.stale += 1
 
@@ -248,10 +259,6 @@ class _Training:
         self.decoder.load_state_dict(stored.groups["decoder"])
         put_back(self.optimizer, stored.groups.get("optimizer", {}))
         torch.set_rng_state(stored.groups["rng"]["cpu"])
-
-
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 def _share(found: np.ndarray) -> float:

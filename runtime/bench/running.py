@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_ravlm.bundle import Bundle
+from edge_ravlm.console import Bar
 from edge_ravlm.errors import UsageError
 from edge_ravlm.machine import libraries, machine
 from edge_ravlm.runtime.bench import cameras, loadgen
@@ -31,8 +30,6 @@ BUDGET_MS = 10_000.0
 
 QUICK_S = 5.0
 _WARM_UP = 30
-
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
 
 
 @dataclass(frozen=True)

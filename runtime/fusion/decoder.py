@@ -39,8 +39,9 @@ one of 518 things, without a picture, 0.90 with 4 or more (0.84 without)."""
 _NEVER = (PAD, START, NONE, SEPARATOR)
 """No part of an answer. NONE says that there is none, which ``Generated.abstention`` holds."""
 
-_READ = ("keys", "values", "pointers", "mask")
-_WRITTEN = ("words", "copies", "new_keys", "new_values")
+PREFILL_OUTPUTS = ("keys", "values", "pointers", "mask")
+STEP_OUTPUTS = ("words", "copies", "new_keys", "new_values")
+"""Of the two graphs, which ``export`` makes."""
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -136,7 +137,7 @@ class FusionDecoder:
             "cells": cells,
         }
         with self.prefill_pace.run():
-            fixed = dict(zip(_READ, self._prefill.run(feeds, _READ), strict=True))
+            fixed = dict(zip(PREFILL_OUTPUTS, self._prefill.run(feeds, PREFILL_OUTPUTS), strict=True))
         doubt = np.repeat(_DOUBT * prompt.unlikeness, prompt.tokens.shape[1])
         mask = fixed["mask"]
         return State(prompt, fixed, mask - np.pad(doubt, (0, len(mask) - len(doubt))))
@@ -178,7 +179,7 @@ class FusionDecoder:
                 "continues": np.pad(continues(search.source, last), ((0, 0), (0, cells), (0, 0))),
             }
             with self.step_pace.run():
-                words, copies, new_keys, new_values = self._step.run(feeds, _WRITTEN)
+                words, copies, new_keys, new_values = self._step.run(feeds, STEP_OUTPUTS)
             if not judged:  # whether anything answers is judged as training did, the words are chosen with doubt
                 search.abstention = float(words[0, NONE])
                 if search.abstention >= abstain_above:
