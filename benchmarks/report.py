@@ -22,8 +22,8 @@ import msgspec
 from common import setting_line
 
 from edge_ravlm.console import complain, say, table
-from edge_ravlm.engines import write_file
 from edge_ravlm.errors import EdgeRavlmError
+from edge_ravlm.files import write_file
 from edge_ravlm.runtime.bench.report import figure_rows
 
 HERE = Path(__file__).parent

@@ -22,7 +22,8 @@ from typing import Protocol
 
 import msgspec
 
-from edge_ravlm.errors import BundleAltered, BundleError, StorageError
+from edge_ravlm.errors import BundleAltered, BundleError
+from edge_ravlm.files import storing
 from edge_ravlm.manifest import MANIFEST_NAME, FileRecord, Manifest, decode_manifest, encode_manifest
 
 STARTER = "starter"
@@ -107,44 +108,36 @@ def write_bundle(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]
     )
     manifest = msgspec.structs.replace(manifest, files=records)
     _check_layout(where, manifest, {path: len(data) for path, data in contents.items()})
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BundleError(
-                where,
-                expected="a folder that is new or empty",
-                got="one with files in it" if folder.is_dir() else "a file",
-                do="choose another folder or empty this one",
-            )
+    with storing(where, do="free space there or choose another folder"):
+        check_new(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             whole = Path(temporary) / "bundle"
             _write_files(whole, {**contents, MANIFEST_NAME: encode_manifest(manifest)})
             whole.replace(folder)
-    except OSError as error:
-        raise StorageError(
-            where,
-            expected="a place that can be written",
-            got=error.strerror or str(error),
-            do="free space there or choose another folder",
-        ) from None
     return Bundle.open(folder)
+
+
+def check_new(folder: Path) -> None:
+    """Raise BundleError unless a bundle may be written there: nothing is, or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(
+            f"output '{folder}'",
+            expected="a folder that is new or empty",
+            got="one with files in it" if folder.is_dir() else "a file",
+            do="choose another folder or empty this one",
+        )
 
 
 def pack_bundle(bundle: Bundle, archive: Path) -> None:
     """Write the bundle as one ``.zip``, byte-identical for equal bundles, appearing whole or not at all."""
     temporary = archive.with_name(f".{archive.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
-            for path in (MANIFEST_NAME, *(record.path for record in bundle.manifest.files)):
-                _add(out, path, bundle.read(path))
-        temporary.replace(archive)
-    except OSError as error:
-        raise StorageError(
-            f"archive '{archive}'",
-            expected="a place that can be written",
-            got=error.strerror or str(error),
-            do="free space there or choose another place",
-        ) from None
+        with storing(f"archive '{archive}'", do="free space there or choose another place"):
+            with temporary.open("xb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+                for path in (MANIFEST_NAME, *(record.path for record in bundle.manifest.files)):
+                    _add(out, path, bundle.read(path))
+            temporary.replace(archive)
     finally:
         with suppress(OSError):
             temporary.unlink()

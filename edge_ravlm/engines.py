@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
-import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -28,7 +26,8 @@ import msgspec
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.cache import cache_folder
-from edge_ravlm.errors import BundleAltered, StorageError
+from edge_ravlm.errors import BundleAltered
+from edge_ravlm.files import storing, write_file
 from edge_ravlm.manifest import Engine, Sha256
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
@@ -160,35 +159,26 @@ def store(folder: Path, engine: Engine, plan: bytes) -> Engine:
     name, sha256 = PurePosixPath(engine.file).stem, hashlib.sha256(plan).hexdigest()
     engine = msgspec.structs.replace(engine, file=f"{name}.{sha256[:12]}.engine")
     record = msgspec.json.format(msgspec.json.encode(Record(engine, len(plan), sha256)), indent=2) + b"\n"
-    try:
+    with _storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / engine.file, plan)
         write_file(folder / f"{name}.json", record)  # from here on the new one counts
         for older in folder.glob(f"{name}.*.engine"):
             if older.name != engine.file:
                 older.unlink()
-    except OSError as error:
-        raise _unwritable(folder, error) from None
     return engine
 
 
 def check_writable(folder: Path) -> None:
     """Make the folder if need be; raises StorageError if it takes no files."""
-    try:
+    with _storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise _unwritable(folder, error) from None
 
 
-def _unwritable(folder: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"engine folder '{folder}'",
-        expected="a place that can be written",
-        got=error.strerror or str(error),
-        do="free space there or choose another folder with -o",
-    )
+def _storing(folder: Path) -> AbstractContextManager[None]:
+    return storing(f"engine folder '{folder}'", do="free space there or choose another folder with -o")
 
 
 def find(key: Key, bundle: Bundle | None, folders: Iterable[Path] = ()) -> Found:
@@ -239,17 +229,3 @@ def _read_plan(path: Path, record: Record) -> bytes:
     if hashlib.sha256(plan).hexdigest() != record.sha256:
         raise ValueError(f"its {len(plan)} bytes are not the {record.bytes} that were written")
     return plan
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole under its name, in place of an older one, or not at all."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # readable to whom the user's files are
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink()

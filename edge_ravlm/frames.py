@@ -23,6 +23,9 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 500_000_000
 """Larger files are no pictures that could be used; beside pipes and devices, which would be waited for."""
 
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""How the names of files end that are taken for pictures, in small letters."""
+
 Pixels = NDArray[np.uint8]
 
 
@@ -174,7 +177,7 @@ def as_bgr(picture: NDArray[Any]) -> Pixels:
 
 def read_image(path: str | Path) -> Frame:
     """Read an image file; raises FrameError with the path if it is missing or no picture."""
-    what, do = f"image '{path}'", "give a readable JPEG, PNG, BMP or WebP file"
+    what, do = f"image '{path}'", "give a readable JPEG, PNG, BMP, TIFF or WebP file"
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:

@@ -25,9 +25,9 @@ from edge_ravlm.engines import (
     engine_name,
     error_log,
     host_platform,
-    write_file,
 )
 from edge_ravlm.errors import EngineError, UsageError, needs_extra
+from edge_ravlm.files import write_file
 from edge_ravlm.manifest import Engine, TensorInfo
 from edge_ravlm.targets import Target
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge_ravlm.console import progress, say, say_json, table
-from edge_ravlm.errors import StorageError, needs_extra
+from edge_ravlm.errors import needs_extra
+from edge_ravlm.files import storing, write_file
 
 if TYPE_CHECKING:
     from edge_ravlm.export.evaluation.outcome import Outcome
@@ -58,7 +58,6 @@ def evaluate(
 
 
 def _write(folder: Path, outcome: Outcome, quick: bool) -> None:
-    from edge_ravlm.engines import write_file
     from edge_ravlm.machine import libraries, machine
 
     with needs_extra("export"):
@@ -70,17 +69,8 @@ def _write(folder: Path, outcome: Outcome, quick: bool) -> None:
             write_file(folder / name, data)
 
 
-@contextmanager
-def _storing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"report '{folder}'",
-            expected="a folder that can be written",
-            got=error.strerror or str(error),
-            do="choose another",
-        ) from None
+def _storing(folder: Path) -> AbstractContextManager[None]:
+    return storing(f"report '{folder}'", expected="a folder that can be written", do="choose another")
 
 
 def _show(outcome: Outcome, quick: bool) -> None:

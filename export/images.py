@@ -20,7 +20,7 @@ from edge_ravlm.export.distil import CloserViews, ComposedScenes, FolderPictures
 from edge_ravlm.export.judging import JudgeSet, Task, judge_folder, judge_set, state_tasks
 from edge_ravlm.export.recipe import SCENES, THINGS, Recipe
 from edge_ravlm.export.teachers.weights import package_source
-from edge_ravlm.frames import Pixels, read_image
+from edge_ravlm.frames import IMAGE_SUFFIXES, Pixels, read_image
 from edge_ravlm.manifest import Source
 from edge_ravlm.runtime.transfer import read_rows
 
@@ -29,7 +29,6 @@ THING_PACKAGES = (
     *("mapillary-signs", "sweethome3d-furniture", "sweethome3d", "plasma-wallpapers"),
     *("fluent-emoji", "emojibase", "openclipart"),
 )
-PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 _LONGEST = 640
 """Judged pictures are held in memory at most this large, in pixels of the longer side."""
@@ -217,13 +216,13 @@ def _said(captions: Path, paths: Sequence[Path]) -> dict[Path, str]:
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS and p.is_file())
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     except OSError:
         found = []
     if not found:
         raise DataError(
             f"images '{folder}'",
-            expected=f"a folder of pictures ({', '.join(sorted(PICTURE_ENDINGS))})",
+            expected=f"a folder of pictures ({', '.join(sorted(IMAGE_SUFFIXES))})",
             got="none there" if folder.is_dir() else "no such folder",
             do="correct images.source in the recipe",
         )

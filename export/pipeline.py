@@ -21,8 +21,9 @@ import numpy as np
 import onnx
 import torch
 
-from edge_ravlm.bundle import Bundle, write_bundle
-from edge_ravlm.errors import BundleError, needs_extra
+from edge_ravlm.bundle import Bundle, check_new, write_bundle
+from edge_ravlm.console import Bar
+from edge_ravlm.errors import needs_extra
 from edge_ravlm.export import answering, parity
 from edge_ravlm.export.data import corpus
 from edge_ravlm.export.distil import whitened
@@ -30,7 +31,7 @@ from edge_ravlm.export.fusion import making
 from edge_ravlm.export.images import fingerprint, gather, own_files
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import teacher_graph
-from edge_ravlm.export.parts import BASE, EVERYDAY, Bar, Parts, square
+from edge_ravlm.export.parts import BASE, EVERYDAY, Parts, square
 from edge_ravlm.export.quantize.candidates import calibrations
 from edge_ravlm.export.quantize.sensitivity import layer_gains
 from edge_ravlm.export.recipe import Recipe
@@ -81,13 +82,7 @@ def export(
         BundleError: ``out`` holds something already.
         StorageError: the disk refused.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(
-            f"output '{out}'",
-            expected="a folder that is new or empty",
-            got="one with files in it" if out.is_dir() else "a file",
-            do="choose another folder or empty this one",
-        )
+    check_new(out)
     for flavor in (BASE, target.flavor):
         calibrations(flavor, recipe.quantize.calibration)  # refuse now what would fail after the training
     _keep_freed_memory()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +11,8 @@ import cyclopts
 from cyclopts import Parameter
 
 from edge_ravlm.console import complain, progress, say, say_json, table
-from edge_ravlm.errors import StorageError, UsageError, needs_extra
+from edge_ravlm.errors import UsageError, needs_extra
+from edge_ravlm.files import storing, write_file
 
 if TYPE_CHECKING:
     from edge_ravlm.runtime.bench.outcome import Outcome
@@ -62,7 +62,6 @@ def bench(
         json: a file for the result, which 'bench compare' reads; '-' prints one object without the single answers.
     """
     from edge_ravlm.bundle import Bundle
-    from edge_ravlm.engines import write_file
     from edge_ravlm.runtime.bench.loadgen import EXTRA, RULES_S, Rules
     from edge_ravlm.runtime.bench.outcome import write
     from edge_ravlm.runtime.bench.running import QUICK_S, Wish, run
@@ -139,17 +138,8 @@ def compare(
     return int(is_worse)
 
 
-@contextmanager
-def _storing(report: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"report '{report}'",
-            expected="a folder that can be written",
-            got=error.strerror or str(error),
-            do="choose another",
-        ) from None
+def _storing(report: Path) -> AbstractContextManager[None]:
+    return storing(f"report '{report}'", expected="a folder that can be written", do="choose another")
 
 
 def _show(outcome: Outcome, report: Path) -> None:

@@ -115,8 +115,7 @@ def search(
         bundle: a folder, a .zip, or 'starter'.
         json: print one JSON object.
     """
-    from edge_ravlm.frames import read_image
-    from edge_ravlm.runtime.transfer import IMAGE_SUFFIXES
+    from edge_ravlm.frames import IMAGE_SUFFIXES, read_image
 
     pictured = _is_file(query) or Path(query).suffix.lower() in IMAGE_SUFFIXES  # a misspelt path is no text
     shown = Path(query) if image is None and pictured else image

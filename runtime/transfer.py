@@ -16,13 +16,13 @@ import cv2
 import msgspec
 import numpy as np
 
-from edge_ravlm.errors import DataError, FrameError, StorageError, UsageError
-from edge_ravlm.frames import Frame, Region, read_image
+from edge_ravlm.errors import DataError, FrameError, UsageError
+from edge_ravlm.files import storing
+from edge_ravlm.frames import IMAGE_SUFFIXES, Frame, Region, read_image
 from edge_ravlm.runtime.memory import Entry, Memory, NewEntry
 from edge_ravlm.runtime.pipeline import Ravlm
 from edge_ravlm.runtime.questions import REGION_TAG
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 LIST_NAME = "memories.jsonl"
 _BATCH = 64
 
@@ -123,20 +123,13 @@ def export_memory(memory: Memory, folder: Path, advance: Callable[..., None]) ->
             got="one that is",
             do="choose another name",
         )
-    try:
+    with storing(f"output '{folder}'", do="free space there or choose another place"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
             whole = Path(scratch) / "export"
             (whole / "images").mkdir(parents=True)
             count = _write_rows(memory, whole, advance)
             whole.replace(folder)
-    except OSError as error:
-        raise StorageError(
-            f"output '{folder}'",
-            expected="a place that can be written",
-            got=error.strerror or str(error),
-            do="free space there or choose another place",
-        ) from None
     return count
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from cyclopts import App, CycloptsError, Parameter
 
 from edge_ravlm.console import complain, say
-from edge_ravlm.errors import EdgeRavlmError, StorageError, UsageError
+from edge_ravlm.errors import EdgeRavlmError, UsageError
 from edge_ravlm.export.data import datasets
 from edge_ravlm.export.data.datasets import Part, ThingT
 from edge_ravlm.export.data.easy_vqa import Question
+from edge_ravlm.files import storing
 from edge_ravlm.frames import Pixels, read_image
 
 CELL = 240
@@ -162,16 +163,9 @@ def draw(
         )
     drawn = sheet(examples(dataset, each, seed))
     _, packed = cv2.imencode(output.suffix.lower(), drawn)
-    try:
+    with storing(f"sheet '{output}'", expected="a file that can be written", do="choose another"):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(packed.tobytes())
-    except OSError as error:
-        raise StorageError(
-            f"sheet '{output}'",
-            expected="a file that can be written",
-            got=error.strerror or str(error),
-            do="choose another",
-        ) from None
     say(f"{dataset}: {output}")
 
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from edge_ravlm.cache import cache_folder
-from edge_ravlm.engines import write_file
-from edge_ravlm.errors import DataError, StorageError, needs_extra
+from edge_ravlm.errors import DataError, needs_extra
 from edge_ravlm.export.data.packages import fetch, packages
+from edge_ravlm.files import storing, write_file
 from edge_ravlm.frames import Pixels
 
 PACKAGE = "mapillary-signs"
@@ -184,15 +184,9 @@ def _keep(path: Path, pictures: Sequence[Pixels]) -> None:
     flat = np.concatenate([picture.ravel() for picture in pictures])
     packed = io.BytesIO()
     np.savez_compressed(packed, shapes=shapes, pixels=flat)
-    try:
+    do = "free space there or set EDGE_RAVLM_CACHE to another folder"
+    with storing(f"cache '{path.parent}'", expected="a folder that can be written", do=do):
         write_file(path, packed.getvalue())
-    except OSError as error:
-        raise StorageError(
-            f"cache '{path.parent}'",
-            expected="a folder that can be written",
-            got=error.strerror or str(error),
-            do="free space there or set EDGE_RAVLM_CACHE to another folder",
-        ) from None
 
 
 def _kept(path: Path) -> list[Pixels]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -13,8 +13,8 @@ import cv2
 import msgspec
 import numpy as np
 
-from edge_ravlm.engines import write_file
-from edge_ravlm.errors import StorageError, UsageError
+from edge_ravlm.errors import UsageError
+from edge_ravlm.files import storing, write_file
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.apps.account import Account
@@ -193,17 +193,8 @@ def write_stills(stills: Mapping[str, Pixels], sheet: Path) -> list[Path]:
     return paths
 
 
-@contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"picture '{path}'",
-            expected="a place that can be written",
-            got=error.strerror or str(error),
-            do="give another place with --sheet",
-        ) from None
+def _storing(path: Path) -> AbstractContextManager[None]:
+    return storing(f"picture '{path}'", do="give another place with --sheet")
 
 
 def _annotated(frame: Frame, tallies: Sequence[Tally]) -> Pixels:

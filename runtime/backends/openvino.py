@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.cache import cache_folder
-from edge_ravlm.engines import write_file
 from edge_ravlm.errors import EngineError, UsageError, needs_extra
+from edge_ravlm.files import write_file
 from edge_ravlm.machine import machine
 from edge_ravlm.manifest import Model
 

@@ -32,9 +32,9 @@ from edge_ravlm.engines import (
     error_log,
     find,
     host_platform,
-    write_file,
 )
 from edge_ravlm.errors import EdgeRavlmError, EngineError, UsageError, installs, needs_extra
+from edge_ravlm.files import write_file
 from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends.cuda import Buffer, Device, Graph, Refused, device
 from edge_ravlm.runtime.backends.nvidia import (

@@ -12,13 +12,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from edge_ravlm.errors import StorageError, needs_extra
+from edge_ravlm.errors import needs_extra
+from edge_ravlm.files import storing
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.bench.outcome import Record, record
 from edge_ravlm.runtime.bench.workload import Sample
@@ -132,10 +134,8 @@ def results(path: Path) -> dict[str, Any]:
     Raises:
         StorageError: there is no such log.
     """
-    try:
+    with _storing(path.parent):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise _refused(path.parent, error) from None
     rows = [msgspec.json.decode(line.partition(_MARK)[2]) for line in lines if line.startswith(_MARK)]
     return {row["key"].removeprefix("result_"): row["value"] for row in rows if row["key"].startswith("result_")}
 
@@ -224,17 +224,10 @@ def _logging(lg: Any, folder: Path) -> Any:
 
 
 def _prepare(folder: Path) -> None:
-    try:
+    with _storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DETAIL).unlink(missing_ok=True)  # an earlier run's must not be taken for this one's
-    except OSError as error:
-        raise _refused(folder, error) from None
 
 
-def _refused(folder: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"folder '{folder}'",
-        expected="a place for LoadGen's files",
-        got=error.strerror or str(error),
-        do="choose another with --report",
-    )
+def _storing(folder: Path) -> AbstractContextManager[None]:
+    return storing(f"folder '{folder}'", expected="a place for LoadGen's files", do="choose another with --report")

@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_ravlm.errors import CameraError, UsageError
+from edge_ravlm.frames import IMAGE_SUFFIXES
 from edge_ravlm.runtime.camera.gstreamer import gstreamer
-from edge_ravlm.runtime.camera.sources import (
-    IMAGE_SUFFIXES,
-    FileSource,
-    ImagesSource,
-    Source,
-    UrlSource,
-    WebcamSource,
-)
+from edge_ravlm.runtime.camera.sources import FileSource, ImagesSource, Source, UrlSource, WebcamSource
 
 
 @dataclass(frozen=True, slots=True)

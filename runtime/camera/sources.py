@@ -18,9 +18,8 @@ import cv2
 import numpy as np
 
 from edge_ravlm.errors import FrameError
-from edge_ravlm.frames import Pixels, as_bgr, read_image
+from edge_ravlm.frames import IMAGE_SUFFIXES, Pixels, as_bgr, read_image
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 STILLS_FPS = 10.0
 """The pace at which a folder of images, which has none of its own, stands in for a camera."""
 USUAL_FPS = 25.0

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from edge_ravlm.engines import write_file
 from edge_ravlm.errors import StorageError
+from edge_ravlm.files import storing, write_file
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.answer import Answer
 from edge_ravlm.runtime.watching.lanes import Told, Watch
@@ -113,9 +113,5 @@ def _write(path: Path, events: list[dict[str, Any]]) -> None:
         for row, number in rows.items()
     ]
     shown = [{**event, "tid": rows[event["tid"]]} for event in events]
-    try:
+    with storing(f"trace '{path}'", expected="a file to write", do="check the path"):
         write_file(path, msgspec.json.encode({"traceEvents": [*names, *shown], "displayTimeUnit": "ms"}))
-    except OSError as error:
-        raise StorageError(
-            f"trace '{path}'", expected="a file to write", got=error.strerror or str(error), do="check the path"
-        ) from None

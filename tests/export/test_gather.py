@@ -15,6 +15,7 @@ from edge_ravlm.export.data.scenes import Material
 from edge_ravlm.export.images import Gathered, gather
 from edge_ravlm.export.judging import Task, judge_set, state_tasks
 from edge_ravlm.export.recipe import Images, Recipe
+from edge_ravlm.runtime.transfer import read_rows
 
 pytestmark = pytest.mark.export
 
@@ -59,6 +60,15 @@ def test_a_folders_judged_pictures_are_used_for_nothing_else(tmp_path: Path) -> 
     assert gathered.judging.tasks
     assert colours(learnt_from(gathered)) == {"red"}
     assert colours(judged_on(gathered)) == {"blue"}
+
+
+def test_what_a_memory_takes_for_a_picture_an_export_does_too(tmp_path: Path) -> None:
+    recipe = Recipe(name="x", images=Images(source=".", calibration=16))
+    for number in range(60):
+        shade = np.full((40, 50, 3), 4 * number, np.uint8)
+        assert cv2.imwrite(str(tmp_path / f"{number}.{'tiff' if number % 2 else 'png'}"), shade)
+    assert gather(recipe, tmp_path).sources[0].origin == "60 pictures of the user"
+    assert len(read_rows(tmp_path)[0]) == 60
 
 
 def test_composed_scenes_are_judged_on_objects_and_photographs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
