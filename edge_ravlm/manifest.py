@@ -88,7 +88,7 @@ class FusionSpec(_Strict, frozen=True):
 
     Attributes:
         tokenizer: path of its own tokenizer; not the text encoder's.
-        entries: how many entries each way of searching brings it to read.
+        entries: how many a picture brings it to read, or a question without one; words and a second hop bring few more.
         longest: tokens of an answer, at most.
         abstain_above: probability of "nothing answers this" from which the runtime says that it does not know.
         layers, heads, width: of its attention; each head has ``width / heads`` numbers.
@@ -163,7 +163,7 @@ class Answering(_Strict, frozen=True):
         text_floor: cosine below which no memory talks about the question.
         sibling_floor: cosine between two memories' texts from which they are about the same thing ("the gate is
             open", "the gate is closed").
-        sharpness: slope of the vote's softmax over centred cosines (inverse temperature).
+        sharpness: slope of the logistic that makes a confidence of the winner's lead (``runtime.voting.vote``).
         abstain_below: confidence below which the runtime says that it does not know.
         sure_above: confidence from which the first look at a picture is enough, where there could be a closer one.
         glimpse_above: confidence from which a glimpse, a first look in the closer look's size, is enough; 1 where none

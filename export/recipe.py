@@ -108,7 +108,7 @@ class Quantization(_Strict, frozen=True):
 
 
 class Recipe(_Strict, frozen=True):
-    """A whole recipe; ``text`` and ``where`` are the file it came from."""
+    """A whole recipe; what is left out of the file is as here."""
 
     name: Name
     images: Images = Images()

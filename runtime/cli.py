@@ -1,4 +1,7 @@
-"""The runtime's commands: demo, ask, run, memory, search, doctor. Heavy imports wait until a command runs."""
+"""The runtime's commands; those of memories and benchmarks are in files of their own.
+
+Heavy imports wait until a command runs.
+"""
 
 from __future__ import annotations
 

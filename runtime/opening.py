@@ -45,7 +45,7 @@ def load(
         memory: a folder, created if it is not there; None keeps nothing after ``close``.
         budget_ms: from a frame's capture to its answer.
         flavor: which of the bundle's quantization flavours to run.
-        threads: CPU threads of the image encoder; None takes up to four.
+        threads: CPU threads of the image encoder and the fusion decoder; None takes up to four.
         create: whether a memory may be made where there is none.
         read_only: never write to the memory.
         backend: what runs the image encoder on a CPU: ``auto``, ``onnxruntime`` or ``openvino``. None is what the

@@ -87,7 +87,7 @@ class Reader(Protocol):
     """The fusion decoder.
 
     Attributes:
-        entries: what each way of searching brings it to read.
+        entries: how many a picture brings it to read, see ``manifest.FusionSpec``.
         abstain_above: abstention from which it gives no answer.
     """
 

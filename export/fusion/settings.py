@@ -23,7 +23,7 @@ class FusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         heads: of all attentions.
         readers, writers: layers of the encoder and of the decoder.
         vocab: pieces of the tokenizer.
-        entries: retrieved entries that it reads, at most.
+        entries: of a memory that a picture brings it to read, see ``manifest.FusionSpec``.
         longest: tokens of an answer, at most.
         batch: episodes per update.
         rate: AdamW's largest learning rate.

@@ -29,7 +29,7 @@ OPSET, IR_VERSION = 17, 8
 """Below the bundle's limits (opset 20, IR 10); every operator here is older still."""
 
 MAX_TOKENS = 64
-"""Longer texts are cut: the student is for sentences, and a mean over hundreds of words says little."""
+"""Longer texts are cut here: the student learns from sentences. The runtime reads all of a text."""
 
 _PAD, _UNK = "[PAD]", "[UNK]"
 _TINY = 1e-12  # added under the square root: the sum over no token at all stays finite (it becomes zeros)

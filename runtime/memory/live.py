@@ -141,7 +141,7 @@ class Live:
                 except GenerationDamaged as error:
                     if self._store.state().generation != state.generation:
                         continue  # not damaged but swept by another process that published its successor
-                    _log.warning("memory '%s': %s; serving from %s", self._folder, error, "memory.db instead")
+                    _log.warning("memory '%s': %s; serving from memory.db instead", self._folder, error)
                     bases, stamps, lost = {}, {}, True
                 if self._adopt(state, spaces, bases, lost):
                     return state.generation, stamps
