@@ -27,6 +27,7 @@ def build_app() -> cyclopts.App:
         help="Retrieval-augmented vision-language models on edge devices: show it, name it, ask it.",
         version=version("edge-ravlm"),
         suppress_keyboard_interrupt=False,  # it would exit by itself
+        default_parameter=cyclopts.Parameter(negative=()),
     )
     app.command(bundle_app)
     for entry in sorted(entry_points(group=GROUP), key=lambda found: found.name, reverse=True):

@@ -31,15 +31,16 @@ def export(
     keep_work: bool = False,
     json: bool = False,
 ) -> None:
-    """Distil, quantize, build and prove a bundle for a device.
+    """Make a bundle for a device: distil, quantize, build engines, and prove it against full precision.
+
+    That takes minutes to hours. Once interrupted, the same command goes on where it was.
 
     Args:
-        recipe: a TOML file, or the name of a recipe that ships: starter, smart-home, traffic,
-            clip-to-edge.
-        target: the device's profile, for instance cpu-x86 or rtx-40.
+        recipe: a TOML file, or the name of a recipe that ships: starter, smart-home, traffic, clip-to-edge.
+        target: the device's profile, for instance cpu-x86 or rtx-40; an unknown one is answered with all there are.
         output: the bundle's folder; new or empty.
         allow_below_gate: ship even what misses a limit of the parity gate; the manifest records it.
-        keep_work: leave the folder beside the output with what was trained, in full precision: '.NAME.work'.
+        keep_work: keep the folder '.NAME.work' beside the output, which holds what was trained, in full precision.
         json: print one JSON object.
     """
     from edge_ravlm.targets import target as profile

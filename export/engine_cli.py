@@ -38,9 +38,9 @@ def build(
 
     Args:
         bundle: a folder, a .zip, or 'starter'.
-        target: the device's profile, for instance rtx-40 or jetson-orin-nano.
+        target: the device's profile, for instance rtx-40 or jetson-orin-nano; an unknown one is answered with all.
         output: a folder for the engines, if not the cache.
-        max_batch: the most pictures that a run may take.
+        max_batch: the most pictures that one run of a model may take.
         json: print one JSON object.
     """
     from edge_ravlm.bundle import Bundle

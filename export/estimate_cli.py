@@ -24,14 +24,15 @@ def estimate(
 ) -> int:
     """Tell from operations and bytes whether a bundle can meet a target's latency and memory.
 
-    Nothing that does the same work takes less than the least ms. The layered ms are what it takes if every layer's
-    data, those MB, pass through memory, mostly for operators of that type. On a processor the real ms stand beside.
+    For each stage "least ms" is a bound: nothing that does the same work takes less. "layered ms" is what the stage
+    takes if the data of every layer ("MB") pass through memory; "mostly" names the operators that most of that goes
+    to. For a processor "real ms" stands there instead, measured on this machine, and its "ratio" to the bound.
 
     Args:
         bundle: a folder, a .zip, or 'starter'.
-        target: one of the profiles, such as jetson-orin-nano, rtx-40 or cpu-x86; a processor is measured here.
+        target: the device's profile, for instance jetson-orin-nano, rtx-40 or cpu-x86; a processor is measured here.
         entries: memories to search among.
-        budget_ms: from a frame's capture to its answer, if not the target's own.
+        budget_ms: milliseconds from a frame's capture to its answer, if not the target's own.
         json: print one JSON object.
 
     Returns:

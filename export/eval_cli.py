@@ -24,7 +24,7 @@ def evaluate(
     report: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Judge a bundle as it ships on a data set of which a part was held out.
+    """Judge a bundle as it ships, on the part of a data set that was held out.
 
     The traffic suite shows every sign once and asks about signs of meanings that nothing was trained on; home does the
     same with objects of a home; easy-vqa asks the official test questions. The data is fetched when it is not cached.

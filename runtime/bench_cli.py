@@ -49,15 +49,15 @@ def bench(
     Args:
         bundle: a folder, a .zip, or 'starter'.
         scenario: what to measure.
-        quick: some seconds, which are no valid run.
-        seconds: how long; without it as long as the rules want.
+        quick: measure for some seconds only, which is no valid run.
+        seconds: how long to measure; unless told, ten minutes as the rules want, or 5 seconds with --quick.
         streams: questions that come at once in multi-stream.
         workers: threads that answer what comes at once.
-        threads: CPU threads of the models; without it up to four.
+        threads: CPU threads of the models; unless told, up to four.
         flavor: which of the bundle's quantization flavours.
-        generate: let the fusion decoder write the answers.
-        fps: frames a second of the camera.
-        budget_ms: from a camera's frame to its answers.
+        generate: let the fusion decoder write the answers in words.
+        fps: frames a second, in camera.
+        budget_ms: milliseconds from a frame's capture to its answers, in camera.
         report: a folder for LoadGen's files, a Markdown page and plots.
         json: a file for the result, which 'bench compare' reads; '-' prints one object without the single answers.
     """
@@ -112,9 +112,9 @@ def compare(
     """Tell whether a result is slower or worse than an earlier one, beyond noise; exit code 1 if it is.
 
     Args:
-        before: a file that 'bench --json' wrote.
-        after: a later one.
-        tolerance: by which share times may grow, and accuracy fall.
+        before: a file that 'bench --json FILE' wrote.
+        after: another one, of a later run.
+        tolerance: share by which times may grow, and accuracy fall, unnoticed.
         json: print one JSON object.
     """
     from msgspec import to_builtins

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
+from cyclopts import Parameter
 
 from edge_ravlm.console import complain, complaints_of, progress, say, say_json, table
 from edge_ravlm.errors import UsageError
@@ -39,11 +40,13 @@ def demo(
 ) -> None:
     """Teach a yard camera three things from a few frames each, then ask about the rest of the clip.
 
+    The clip and the starter bundle come with the package: nothing is fetched.
+
     Args:
         bundle: a folder, a .zip, or 'starter'.
-        budget_ms: from a frame's capture to its answer.
-        sheet: where to write a contact sheet to look at; three pictures of the gate, to teach and ask about by hand,
-            are written beside it.
+        budget_ms: milliseconds from a frame's capture to its answer.
+        sheet: picture to write, with the answers drawn into frames of the clip; three pictures of its gate, to teach
+            and ask about by hand, are written beside it.
         json: print one JSON object.
     """
     from edge_ravlm.runtime.apps.demo import check_sheet, load_clip, run_demo, write_sheet, write_stills
@@ -72,7 +75,7 @@ def ask(
     region: str | None = None,
     tag: memory_cli.Tags = None,
     budget_ms: float = 100.0,
-    generate: bool | None = None,
+    generate: Annotated[bool | None, Parameter(negative="--no-generate")] = None,
     hops: int = 1,
     json: bool = False,
 ) -> None:
@@ -82,12 +85,14 @@ def ask(
         bundle: a folder, a .zip, or 'starter'.
         question: one sentence.
         memory: the memory's folder.
-        image: the picture.
-        region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
-        tag: NAME=VALUE, use only memories with that tag.
-        budget_ms: from reading the picture to the answer.
-        generate: let the fusion decoder write the answer, or forbid it; else the runtime chooses.
-        hops: how often a generated answer may search the memory, 1 or 2.
+        image: the picture that is asked about.
+        region: look only at this part of the picture, x0,y0,x1,y1 in pixels; with NAME= before it, answer only from
+            what was taught in the region of that name.
+        tag: NAME=VALUE, use only memories with this tag; may be given several times.
+        budget_ms: milliseconds from the question to the answer.
+        generate: let the fusion decoder write the answer in words, or forbid it; unless told, the runtime chooses, and
+            gives an answer that was taught.
+        hops: how often a written answer may search the memory; 2 searches again with what was found.
         json: print one JSON object.
     """
     from edge_ravlm.frames import Region, read_image
@@ -127,18 +132,19 @@ def run(
         app: a TOML file with cameras, watches and sinks (see the README); it may be changed while it runs. Without it
             one camera is watched, as the options say.
         source: a file, a folder of images, a webcam index, an rtsp:// or http:// address, or gst:PIPELINE.
-        ask: a question, any number of times.
+        ask: a question about every frame; may be given several times.
         memory: the memory's folder.
         bundle: a folder, a .zip, or 'starter'.
-        region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1; look only here.
-        tag: NAME=VALUE, use only memories with that tag.
-        budget_ms: from a frame's capture to its answer.
-        generate: let the fusion decoder write the answers.
-        hops: how often a generated answer may search the memory, 1 or 2.
-        frames: stop after this many; 0 goes on until the source ends.
-        trace: write a trace of every answer's life there, for chrome://tracing or ui.perfetto.dev.
-        json: print one JSON object a line for every answer, and one for the whole run; else only changed answers. An
-            app's sinks say themselves what they print, so with an app it is the one for the whole run that is added.
+        region: look only at this part of the frames, x0,y0,x1,y1 in pixels; with NAME= before it, answer only from
+            what was taught in the region of that name.
+        tag: NAME=VALUE, use only memories with this tag; may be given several times.
+        budget_ms: milliseconds from a frame's capture to its answer.
+        generate: let the fusion decoder write the answers in words.
+        hops: how often a written answer may search the memory; 2 searches again with what was found.
+        frames: stop after so many frames; 0 goes on until the source ends.
+        trace: file for a trace of every answer's life, to be opened in chrome://tracing or ui.perfetto.dev.
+        json: print a JSON object a line, one for every answer and one for the whole run; without it, answers that
+            changed are printed. What an app prints its sinks say: there it adds the object for the whole run.
     """
     from edge_ravlm.runtime.deadline import check_budget
     from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings, check_app
@@ -241,7 +247,7 @@ _CAMERA_COUNTS = {"dropped": "frames skipped", "replaced": "frames replaced", "r
 
 @app.command
 def doctor(*, json: bool = False) -> int:
-    """Check this machine: packages, CPU, cameras, and whether the starter bundle answers here.
+    """Check this machine: packages, processor, video, disk, and whether the starter bundle answers here.
 
     Args:
         json: print one JSON object.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = cyclopts.App(name="memory", help="Teach, look into, check and move a memory.")
 
-Tags = Annotated[list[str] | None, Parameter(name="--tag", negative=())]
+Tags = Annotated[list[str] | None, Parameter(name="--tag")]
 Count = Annotated[int, Parameter(validator=Number(gte=0))]
 
 
@@ -42,12 +42,13 @@ def add(
 
     Args:
         memory: the memory's folder; made if it is not there.
-        text: what the picture shows, in a sentence.
-        image: the picture.
+        text: what the picture shows, or the fact, in a sentence.
+        image: the picture; none for a fact.
         answer: the short answer to give, if not the sentence itself.
-        tag: NAME=VALUE, any number of times; the value is kept as a text.
-        region: x0,y0,x1,y1 or NAME=x0,y0,x1,y1.
-        bundle: a folder, a .zip, or 'starter'.
+        tag: NAME=VALUE, to filter by; may be given several times, the value is kept as a text.
+        region: the part of the picture that shows it, x0,y0,x1,y1 in pixels; with NAME= before it, the region gets a
+            name to ask by.
+        bundle: whose encoders embed it: a folder, a .zip, or 'starter'.
         json: print one JSON object.
     """
     from edge_ravlm.frames import Region, read_image
@@ -72,9 +73,10 @@ def import_(memory: Path, source: Path, /, *, bundle: str = "starter", json: boo
 
     Args:
         memory: the memory's folder; made if it is not there.
-        source: a folder (its memories.jsonl, or the file names say what the pictures show), a .jsonl file (objects
-            with text, image, answer, tags, modality, time) or a .csv file (the same columns, tags as tag:NAME).
-        bundle: a folder, a .zip, or 'starter'.
+        source: a folder of pictures, whose file names say what they show unless it holds a memories.jsonl; a .jsonl
+            file (objects with text, image, answer, tags, modality, time); or a .csv file (the same columns, tags as
+            tag:NAME).
+        bundle: whose encoders embed them: a folder, a .zip, or 'starter'.
         json: print one JSON object.
     """
     from edge_ravlm.runtime.opening import load
@@ -104,15 +106,15 @@ def search(
     bundle: str = "starter",
     json: bool = False,
 ) -> None:
-    """The memories nearest to a text, to a picture, or to both.
+    """Find the memories nearest to a text, to a picture, or to both.
 
     Args:
         memory: the memory's folder.
         query: a text, or the path of a picture.
         image: a picture to look for as well, if the query is a text.
-        k: how many.
-        tag: NAME=VALUE, only memories with that tag.
-        bundle: a folder, a .zip, or 'starter'.
+        k: how many to show, at most.
+        tag: NAME=VALUE, only memories with this tag; may be given several times.
+        bundle: the one that the memory was taught with: a folder, a .zip, or 'starter'.
         json: print one JSON object.
     """
     from edge_ravlm.frames import IMAGE_SUFFIXES, read_image
@@ -135,7 +137,7 @@ def remove(memory: Path, ids: list[int], /, *, json: bool = False) -> int:
 
     Args:
         memory: the memory's folder.
-        ids: as `list` and `search` show them.
+        ids: of entries, as `list` and `search` show them.
         json: print one JSON object.
     """
     from edge_ravlm.runtime.memory import Where
@@ -153,12 +155,12 @@ def remove(memory: Path, ids: list[int], /, *, json: bool = False) -> int:
 
 @app.command(name="list")
 def list_(memory: Path, /, *, tag: Tags = None, limit: Count = 50, json: bool = False) -> None:
-    """What a memory holds.
+    """List what a memory holds.
 
     Args:
         memory: the memory's folder.
-        tag: NAME=VALUE, only memories with that tag.
-        limit: at most this many.
+        tag: NAME=VALUE, only memories with this tag; may be given several times.
+        limit: how many to show, at most.
         json: print one JSON object.
     """
     from itertools import islice
@@ -178,7 +180,9 @@ def list_(memory: Path, /, *, tag: Tags = None, limit: Count = 50, json: bool = 
 
 @app.command
 def compact(memory: Path, /, *, json: bool = False) -> None:
-    """Fold what was added and removed since into a new index.
+    """Fold what was added and removed since the last time into a new index.
+
+    A memory in use does so by itself when searches would gain from it.
 
     Args:
         memory: the memory's folder.
@@ -215,7 +219,7 @@ def reembed(memory: Path, /, *, bundle: str = "starter", json: bool = False) -> 
 
     Args:
         memory: the memory's folder.
-        bundle: a folder, a .zip, or 'starter'.
+        bundle: the new one: a folder, a .zip, or 'starter'.
         json: print one JSON object.
     """
     from edge_ravlm.runtime import transfer
@@ -232,11 +236,11 @@ def reembed(memory: Path, /, *, bundle: str = "starter", json: bool = False) -> 
 
 @app.command
 def export(memory: Path, folder: Path, /, *, json: bool = False) -> None:
-    """Write a memory as memories.jsonl with its pictures; `import` reads it back.
+    """Write a memory as memories.jsonl with its pictures; `memory import` reads it back.
 
     Args:
         memory: the memory's folder.
-        folder: the folder to make.
+        folder: the folder to make; nothing may be there yet.
         json: print one JSON object.
     """
     from edge_ravlm.runtime.transfer import export_memory

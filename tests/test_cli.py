@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import cv2
+import cyclopts
 import msgspec
 import numpy as np
 import pytest
 
 from edge_ravlm.bundle import Bundle
-from edge_ravlm.cli import run
+from edge_ravlm.cli import build_app, run
 from edge_ravlm.runtime.apps.demo import load_clip
 from edge_ravlm.runtime.camera import open_camera
 
@@ -44,6 +47,31 @@ def stills(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 GATE = "gate=250,137,411,208"
+
+
+def helps(app: cyclopts.App, *names: str) -> Iterator[tuple[str, ...]]:
+    """The commands below an app that explain themselves."""
+    yield names
+    for name in app:
+        if not name.startswith("-"):
+            yield from helps(app[name], *names, name)
+
+
+@pytest.mark.parametrize("words", list(helps(build_app())), ids=" ".join)
+def test_help_names_units_and_offers_only_what_does_something(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    code, told, _ = invoke(capsys, *words, "--help")
+    assert code == 0
+    assert set(re.findall(r"--(?:no|empty)-[a-z-]+", told)) == ({"--no-generate"} if words == ("ask",) else set())
+    assert re.findall(r"--[a-z-]+-ms ", told) == re.findall(r"--[a-z-]+-ms (?=FLOAT +milliseconds)", told)
+
+
+def test_the_help_of_estimate_explains_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = ("MB", "least ms", "layered ms", "mostly", "real ms", "ratio")
+    _, told, _ = invoke(capsys, "estimate", "--help")
+    assert [name for name in columns if f'"{name}"' not in told] == []
 
 
 @pytest.fixture
