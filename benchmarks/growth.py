@@ -44,6 +44,7 @@ from edge_ravlm.console import complain, progress, say, say_json, table
 from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.frames import Frame, Pixels, Region
 from edge_ravlm.runtime.answer import Answer
+from edge_ravlm.runtime.bench.meter import resident_mb
 from edge_ravlm.runtime.encoders import ImageEncoder
 from edge_ravlm.runtime.fusion.decoder import FusionDecoder
 from edge_ravlm.runtime.fusion.layout import Passage
@@ -315,9 +316,8 @@ def _opened(folder: Path) -> Ravlm:
 
 def _resident() -> Point:
     """What this process holds now, in 1e6 bytes: all of it, and what does not come from files."""
-    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
-    held = {name: int(size) * 1024 / 1e6 for name, size, *_ in (line for line in lines if line[-1] == "kB")}
-    return {"rss_mb": round(held["VmRSS:"], 1), "anonymous_mb": round(held["RssAnon:"], 1)}
+    rss, anonymous = resident_mb()
+    return {"rss_mb": round(rss, 1), "anonymous_mb": round(anonymous, 1)}
 
 
 def _median_ms(spent: Sequence[float]) -> float:

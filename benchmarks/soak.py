@@ -34,6 +34,7 @@ import edge_ravlm
 from edge_ravlm.console import complain, progress, say_json, table
 from edge_ravlm.errors import EdgeRavlmError
 from edge_ravlm.runtime.apps.demo import load_clip
+from edge_ravlm.runtime.bench.meter import resident_mb
 from edge_ravlm.runtime.bench.report import figure_rows
 from edge_ravlm.runtime.camera import open_camera
 from edge_ravlm.runtime.watching.app import App
@@ -126,8 +127,7 @@ class Tally:
 
 def _read(rss_mb: list[float], until: float, began: float, advance: Any) -> None:
     while time.monotonic() < until:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        rss_mb.append(pages * 4096 / 1e6)
+        rss_mb.append(resident_mb()[0])
         advance(completed=int(time.monotonic() - began))
         time.sleep(min(_READ_EVERY_S, max(0.0, until - time.monotonic())))
 

@@ -14,16 +14,16 @@ from peers.environments import BENCHMARKS, BUILD, interpreter, requirements, var
 _EXPORT = Path(__file__).with_name("export_graphs.py")
 
 
-def graph(name: str, bundle: Bundle, threads: int, build: Path = BUILD) -> Path:
+def graph(name: str, bundle: Bundle, threads: int) -> Path:
     """The file of a graph of ``export_graphs.py``, made in the environment ``torch`` if it is not there yet.
 
     Raises:
         EdgeRavlmError: it cannot be exported.
     """
     made_from = (_EXPORT.read_bytes(), requirements("torch").read_bytes(), bundle.sha256.encode())
-    file = build / "cache" / f"{name}-{hashlib.sha256(b''.join(made_from)).hexdigest()[:12]}.onnx"
+    file = BUILD / "cache" / f"{name}-{hashlib.sha256(b''.join(made_from)).hexdigest()[:12]}.onnx"
     if not file.exists():
-        python = interpreter(requirements("torch"), build)
+        python = interpreter(requirements("torch"))
         complain(f"graph '{name}': exporting it; this happens once.")
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
