@@ -26,6 +26,8 @@ MAX_FILE_BYTES = 500_000_000
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """How the names of files end that are taken for pictures, in small letters."""
 
+_GIVE = "give a readable JPEG, PNG, BMP, TIFF or WebP file"
+
 Pixels = NDArray[np.uint8]
 
 
@@ -177,7 +179,7 @@ def as_bgr(picture: NDArray[Any]) -> Pixels:
 
 def read_image(path: str | Path) -> Frame:
     """Read an image file; raises FrameError with the path if it is missing or no picture."""
-    what, do = f"image '{path}'", "give a readable JPEG, PNG, BMP, TIFF or WebP file"
+    what, do = f"image '{path}'", _GIVE
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
@@ -188,6 +190,21 @@ def read_image(path: str | Path) -> Frame:
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         got = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise FrameError(what, expected="a readable file", got=got, do=do) from None
+    return decode_image(data, what, source=str(path), do=do)
+
+
+def decode_image(data: NDArray[np.uint8], what: str, *, source: str = "", do: str = _GIVE) -> Frame:
+    """A picture from a file's bytes, uint8 [n].
+
+    Args:
+        data: a JPEG, PNG, BMP or WebP.
+        what: it is called in errors.
+        source: the frame's.
+        do: what to do about an error.
+
+    Raises:
+        FrameError: no picture, or one that is too large.
+    """
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error:  # a header that claims more pixels than OpenCV will allocate
@@ -195,6 +212,6 @@ def read_image(path: str | Path) -> Frame:
     if pixels is None:
         raise FrameError(what, expected="a picture", got=f"{data.size} bytes OpenCV cannot decode", do=do)
     try:
-        return Frame(np.asarray(pixels, np.uint8), source=str(path), recorded=True)
+        return Frame(np.asarray(pixels, np.uint8), source=source, recorded=True)
     except FrameError as error:
         raise FrameError(what, expected=error.expected, got=error.got, do=error.do) from None

@@ -20,6 +20,7 @@ from edge_ravlm.runtime import bench_cli, memory_cli
 
 if TYPE_CHECKING:
     from edge_ravlm.runtime.apps.demo import Outcome
+    from edge_ravlm.runtime.watching.app import App
     from edge_ravlm.runtime.watching.settings import AppSettings
 
 app = cyclopts.App()
@@ -187,6 +188,49 @@ def run(
     return _watch(settings, trace, json=json)
 
 
+@app.command
+def serve(
+    app: Path,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=0, lte=65535))] = 8765,
+    token_file: Path | None = None,
+    trace: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Run an app, and serve a page and an HTTP API beside it: look, teach and ask, until Ctrl-C or SIGTERM.
+
+    Args:
+        app: a TOML file with cameras, watches and sinks, as for `run`.
+        host: the address that listens; 127.0.0.1 is heard by this machine alone, 0.0.0.0 by all networks.
+        port: 0 takes a free one.
+        token_file: a file whose first line is the password to come in; needed where other machines reach the host.
+        trace: write a trace of every answer's life there, for chrome://tracing or ui.perfetto.dev.
+        json: print one JSON object for the whole run at its end, beside what the app's sinks print.
+    """
+    from edge_ravlm.errors import needs_extra
+
+    with needs_extra("apps"):
+        from edge_ravlm.runtime.serving.board import Board
+        from edge_ravlm.runtime.serving.desk import Desk
+        from edge_ravlm.runtime.serving.server import Server, read_token
+    from edge_ravlm.runtime.watching.app import App
+
+    token = None if token_file is None else read_token(token_file)
+    board = Board()
+    with (
+        complaints_of("edge_ravlm.runtime"),
+        App(app, on_event=board.event, on_answer=board.answer, trace=trace) as opened,
+        Server(Desk(opened, board), host, port, token) as server,
+    ):
+        for sentence in opened.admission():
+            complain(sentence)
+        complain(f"Open {server.url}{'' if token is None else '?token=… with the token'} in a browser.")
+        opened.run(stay=True)
+    return _ended(opened, json=json)
+
+
 def _watch(app: Path | AppSettings, trace: Path | None, *, json: bool) -> int:
     """Run an app; the exit code is 1 where a camera could not be read, or errors left no answer."""
     from edge_ravlm.runtime.watching.app import App
@@ -205,6 +249,11 @@ def _watch(app: Path | AppSettings, trace: Path | None, *, json: bool) -> int:
         for sentence in opened.admission() if has_file else ():
             complain(sentence)
         opened.run()
+    return _ended(opened, json=json)
+
+
+def _ended(opened: App, *, json: bool) -> int:
+    """Tell how a run went; its exit code."""
     total = opened.summary()
     if opened.is_unread:  # whatever is written there would wait, at the end of Python too
         sys.stdout = StringIO()

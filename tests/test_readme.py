@@ -24,8 +24,13 @@ from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, Si
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
-NOT_RUN = ("edge-ravlm export", "edge-ravlm bundle verify my-bundle", "edge-ravlm run --source rtsp:")
-"""Lines that need the export extra, hours or a camera: their arguments are checked, they are not run."""
+NOT_RUN = (
+    "edge-ravlm export",
+    "edge-ravlm bundle verify my-bundle",
+    "edge-ravlm run --source rtsp:",
+    "edge-ravlm serve",
+)
+"""Lines that need the export extra, hours or a camera, or never end: their arguments are checked, they are not run."""
 
 
 def blocks(language: str) -> list[str]:

@@ -165,14 +165,15 @@ class Memory:
             found = store.texts(ids)
         return [found.get(id_, "") for id_ in ids]
 
-    def entries(self, where: Where | None = None) -> Iterator[Entry]:
-        """Matching entries by ascending id; those removed while iterating are left out."""
+    def entries(self, where: Where | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
+        """Matching entries by ascending id, or by descending; those removed while iterating are left out."""
         with self._live.reading() as store:
             ids = store.ids(where or Where()).tolist()
+        ids = ids[::-1] if newest_first else ids
         for start in range(0, len(ids), _PAGE):
             with self._live.reading() as store:
                 found = store.entries(ids[start : start + _PAGE])
-            yield from (found[id_] for id_ in sorted(found))
+            yield from (found[id_] for id_ in sorted(found, reverse=newest_first))
 
     def vectors(self, field: str, ids: Sequence[int]) -> NDArray[np.float32]:
         """The stored vectors in the order of ids, float32 [n, D], unit length up to float16 rounding.

@@ -67,6 +67,7 @@ class App:
         ravlm: what answers.
         account: of all answers.
         feeds: by camera.
+        newest: by camera, the frame that it handed on last.
 
     Raises:
         DataError: a file that is no valid app.
@@ -83,7 +84,7 @@ class App:
     ) -> None:
         self.path = app if isinstance(app, Path) else None
         self.settings = read_app(app) if isinstance(app, Path) else app
-        self.account, self.feeds = Account(), dict[str, Feed]()
+        self.account, self.feeds, self.newest = Account(), dict[str, Feed](), dict[str, Frame]()
         self._base = Path.cwd() if self.path is None else self.path.absolute().parent
         self._modified = _modified(self.path)
         self._stop, self._lock = threading.Event(), threading.Lock()
@@ -121,8 +122,8 @@ class App:
         """End ``run`` soon, from any thread; what is due is still answered."""
         self._stop.set()
 
-    def run(self) -> None:
-        """Watch until ``stop``, SIGTERM or Ctrl-C, or until all cameras have ended."""
+    def run(self, *, stay: bool = False) -> None:
+        """Watch until ``stop``, SIGTERM or Ctrl-C; unless it is to ``stay``, until all cameras have ended."""
         with (
             _ended_by(signal.SIGTERM, self._stop),
             _ended_by(signal.SIGINT, self._stop),
@@ -134,7 +135,7 @@ class App:
                 self._apply(self.settings)
                 look_at = time.monotonic() + RELOAD_S
                 tidy_at = time.monotonic() + _TIDY_S
-                while not self._stop.is_set() and not all(feed.has_ended for feed in self.feeds.values()):
+                while not self._stop.is_set() and (stay or not all(feed.has_ended for feed in self.feeds.values())):
                     self._stop.wait(_POLL_S)
                     if time.monotonic() >= look_at:
                         self._reload()
@@ -232,6 +233,7 @@ class App:
             if wanted.get(name) != feed.settings:
                 feed.close()
                 del self.feeds[name]
+                self.newest.pop(name, None)
                 self._watcher.forget(name)
         for name, camera in wanted.items():
             motions = {w.name: w.looked_at for w in settings.watches if w.camera == name and w.on_motion}
@@ -248,6 +250,7 @@ class App:
     # -- frames and answers ------------------------------------------------------------------------------------
 
     def _offer(self, camera: str, frame: Frame, moved: frozenset[str]) -> None:
+        self.newest[camera] = frame
         self._watcher.offer(camera, frame, moved)
 
     def _ask(self, frame: Frame, watch: Watch) -> Answer:
