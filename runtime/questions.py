@@ -44,6 +44,13 @@ to be related."""
 
 _POINTING = re.compile(r"\b(this|these)\b|\bthat\W*$", re.IGNORECASE)
 
+_CLOSED = re.compile(
+    r"\W*(am|are|can|could|did|do|does|had|has|have|is|may|might|must|shall|should|was|were|will|would)\b"
+    r"(?!.*\b(describe|identify|name|say|tell|what|which|who)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Questions for a yes or no: "the gate is closed" is no answer to "is anybody here?", whatever the picture shows."""
+
 _TEXT_ARM, IMAGE_ARM = 256, 64
 """How many memories each retrieval brings. The image arm is only needed when the text arm is full."""
 
@@ -146,13 +153,16 @@ def scope_of(where: Where | None, region: Region | None) -> Where:
 def openness(question: str, likeness: float, rules: Answering) -> float:
     """How surely a question is about the picture itself, whatever memories talk about; -1 where it is not.
 
+    One for a yes or no is so only where it points at the picture ("is this a stop sign?").
+
     Args:
         question: the question.
         likeness: its cosine to the nearest of ``OPEN_QUESTIONS``.
         rules: the bundle's constants.
     """
-    floor = rules.text_floor if _POINTING.search(question) else max(OPEN_ABOVE, rules.text_floor)
-    return likeness if likeness >= floor else -1.0
+    if _POINTING.search(question):
+        return likeness if likeness >= rules.text_floor else -1.0
+    return likeness if likeness >= max(OPEN_ABOVE, rules.text_floor) and not _CLOSED.match(question) else -1.0
 
 
 def find_topic(memory: Memory, question: str, vector: Vector, openness: float, scope: Where, rules: Answering) -> Topic:

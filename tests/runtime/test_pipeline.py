@@ -207,6 +207,25 @@ OF_THE_PICTURE = [
 ]
 
 
+OF_YES_OR_NO = [
+    "is anybody here?",
+    "is there somebody in the picture?",
+    "can you see anything?",
+    "do you see anyone?",
+    "are you there?",
+]
+"""They are worded like questions about the picture, and want another answer."""
+
+
+def test_a_question_for_yes_or_no_is_not_answered_by_what_the_picture_is_like(ravlm: Ravlm, yard: Any) -> None:
+    ravlm.remember(yard.closed, CLOSED)
+    for question in OF_YES_OR_NO:
+        answer = ravlm.ask(yard.closed_later, question)
+        assert (answer.text, answer.reason) == (UNKNOWN, "no memory talks about this"), question
+    for question in ("can you tell me what this is?", "could you describe what you see?", "is this it?"):
+        assert ravlm.ask(yard.closed_later, question).text == CLOSED, question
+
+
 def test_a_question_about_something_else_is_not_taken_for_one_about_the_picture(ravlm: Ravlm, yard: Any) -> None:
     ravlm.remember(yard.closed, "a blue mug", answer="mug")
     ravlm.remember(yard.open, "a fork", answer="fork")
