@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +22,9 @@ from edge_ravlm.runtime.serving.guard import Guard
 LOCAL = "127.0.0.1"
 
 _STARTING_S, _ENDING_S = 10.0, 3.0
+_NICE = 1
+"""Threads at 0 are those that an app moves before others, see ``watching.process``."""
+
 _SHORTEST = 16
 
 
@@ -79,6 +84,9 @@ class Server:
         self._socket.close()
 
     def _run(self) -> None:
+        # What a browser wants never goes before a camera's answer; the threads of requests are started by this one.
+        with suppress(PermissionError):  # the whole process goes behind others already
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         self._server.run([self._socket])
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,15 @@ def test_state_tells_cameras_watches_and_memory(house: Any) -> None:
     assert gate["region"] == house.gate
     assert gate["answer"]["text"] == CLOSED
     assert [one["text"] for one in gate["answer"]["evidence"]] == [CLOSED]
+
+
+def test_what_a_browser_wants_does_not_go_before_the_cameras_answers(house: Any) -> None:
+    for _ in range(4):
+        assert call(house.url, "/api/state").status == 200
+    threads = [one for one in threading.enumerate() if one.name == "server" or one.name.startswith("AnyIO")]
+    assert len(threads) > 1
+    assert {os.getpriority(os.PRIO_PROCESS, one.native_id or 0) for one in threads} == {1}
+    assert os.getpriority(os.PRIO_PROCESS, 0) <= 0
 
 
 def test_cameras_that_have_ended_are_still_asked_about(house: Any) -> None:
