@@ -242,7 +242,7 @@ class Ravlm:
                 return earlier
             found, hurried = None, False
             if generator is None:
-                look = self._looking.first(frame, region, deadline, glimpse=glimpse)
+                look = self._looking.first(frame, region, deadline, glimpse=glimpse and not standing.in_doubt)
             else:
                 look = self._looking.look(frame, region, deadline)
                 look = self._looking.closer(frame, region, look, deadline)
@@ -251,6 +251,7 @@ class Ravlm:
             lasting = generator is None or (found is not None and found.complete)
             if found is None:
                 found, sure = self._answer(standing, look, frame, deadline)
+                standing.learn(glimpse=look.glimpse, enough=sure)
                 better = look if sure else self._looking.better(frame, region, look, deadline)
                 if better is not look:
                     found, _ = self._answer(standing, better, frame, deadline)
@@ -288,7 +289,7 @@ class Ravlm:
             return None
         known = standing.pixels if standing.version == self.memory.version and not asked.fresh else None
         still = known is not None and known.shape == pixels.shape and is_still(known, pixels)
-        return None if still else View(asked.frame, asked.region, by, glimpse)
+        return None if still else View(asked.frame, asked.region, by, glimpse and not standing.in_doubt)
 
     def learn_together(self) -> dict[int, float]:
         """See ``Looking.learn_together``: for those who will ``look_ahead``."""

@@ -57,6 +57,10 @@ _TEXT_ARM, IMAGE_ARM = 256, 64
 _NAMING = 32
 """Memories among which the one that names the topic is looked for."""
 
+_DOUBTED, _BY_GLIMPSE, _BY_FULL_LOOK = 0.5, 1 / 8, 1 / 64
+"""A glimpse takes half to three quarters of a full look's time: where more than half are followed by one, none pays.
+How much a glimpse tells about those to come, and how soon a doubt fades: every tenth look or so is a glimpse."""
+
 _NAMED = 5
 """At most so many regions are named to somebody who asks about another one."""
 
@@ -103,6 +107,7 @@ class Standing:
         pixels: the encoder input that ``answer`` was computed from.
         holding: whether ``answer`` was given last for a frame on which something had moved.
         hurried: whether there was no time for the closer look that ``answer`` needed.
+        doubt: share of the glimpses at the region that were not enough, of late.
     """
 
     question: str
@@ -116,6 +121,7 @@ class Standing:
     answer: Answer | None = None
     holding: bool = False
     hurried: bool = False
+    doubt: float = 0.0
 
     def settle(self, frame: Frame, pixels: Pixels, answer: Answer, *, hurried: bool = False) -> None:
         """Keep what was just answered for the frames to come."""
@@ -136,10 +142,26 @@ class Standing:
         topic = self.topic
         return topic is None or topic.few
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a full look at the region comes sooner than a glimpse that is most likely not enough, and that look.
+
+        Of a whole picture a closer look follows, which costs no more than the glimpse: it is the other way round there.
+        """
+        return self.region is not None and self.doubt > _DOUBTED
+
+    def learn(self, *, glimpse: bool, enough: bool) -> None:
+        """Keep in mind whether a first look was enough; after some full ones a glimpse is tried again."""
+        if glimpse:
+            self.doubt += (float(not enough) - self.doubt) * _BY_GLIMPSE
+        else:
+            self.doubt -= self.doubt * _BY_FULL_LOOK
+
     def refresh(self, version: int) -> None:
         """Forget what an older memory said."""
         if version != self.version:
             self.version, self.topic, self.pixels, self.answer = version, None, None, None
+            self.doubt = 0.0
 
 
 def scope_of(where: Where | None, region: Region | None) -> Where:

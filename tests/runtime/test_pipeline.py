@@ -149,6 +149,36 @@ def test_a_glimpse_that_is_sure_is_enough(glimpse_above: float, enough: bool, ya
         assert sizes(yard.open_later)[0] == full, "many answers are told apart in full"
 
 
+def test_where_glimpses_are_hardly_ever_enough_a_region_is_looked_at_in_full_at_once(ravlm: Ravlm, yard: Any) -> None:
+    teach(ravlm, yard)
+    rng = np.random.default_rng(0)
+
+    def looks(picture: Any) -> tuple[str, ...]:
+        stages = ravlm.ask(picture, QUESTION, region=yard.gate).latency.stages_ms
+        return tuple(stage for stage in ("encode", "second_look") if stage in stages)
+
+    def noise() -> Any:  # nothing that is taught looks like it, so no glimpse is ever enough
+        return rng.integers(0, 256, yard.open.shape).astype(np.uint8)
+
+    unsure = [looks(noise()) for _ in range(60)]
+    assert unsure[:5] == [("encode", "second_look")] * 5
+    assert unsure[-40:].count(("encode",)) >= 30
+    assert ("encode", "second_look") in unsure[-40:], "now and then it sees whether a glimpse is enough by now"
+    assert looks(yard.open_later) == ("encode",)
+    texts = [ravlm.ask(picture, QUESTION, region=yard.gate).text for picture in (yard.open_later, yard.closed_later)]
+    assert texts == [OPEN, CLOSED]
+    teach(ravlm, yard)
+    assert looks(noise()) == ("encode", "second_look"), "what was learnt of another memory is forgotten"
+
+
+def test_of_a_whole_picture_the_first_look_stays_a_glimpse(ravlm: Ravlm, yard: Any) -> None:
+    ravlm.remember(yard.closed, CLOSED)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        answer = ravlm.ask(rng.integers(0, 256, yard.open.shape).astype(np.uint8), QUESTION)
+        assert {"encode", "second_look"} <= set(answer.latency.stages_ms)
+
+
 def test_before_teaching_it_does_not_know(ravlm: Ravlm, yard: Any) -> None:
     answer = ravlm.ask(yard.closed, QUESTION)
     assert (answer.text, answer.confidence, answer.evidence) == (UNKNOWN, 0.0, ())
