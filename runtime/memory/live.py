@@ -61,7 +61,7 @@ class Live:
     """
 
     def __init__(self, folder: Path, mode: Mode, expected: Mapping[str, Space]) -> None:
-        self._folder = folder
+        self._folder, self._mode = folder, mode
         self._expected = dict(expected)
         self._lock = threading.RLock()
         self._store = Store(folder, mode)
@@ -71,6 +71,7 @@ class Live:
         self._bases: tuple[int, dict[str, Base]] = (0, {})
         self._vector_seq = self._gone_seq = 0
         self._seen = -1
+        self._earlier = 0  # the version that what lay there before had come to
         self._view = View(0, -1, {}, {})
         self.lost = False
 
@@ -166,9 +167,12 @@ class Live:
 
     def _catch_up(self) -> None:
         if self._store.outdated():
-            old, self._store = self._store, Store(self._folder, reading_mode(self._folder))
+            mode: Mode = "rw" if self._mode == "rw" else reading_mode(self._folder)
+            old, self._store = self._store, Store(self._folder, mode)
             self._seen = -1
             if not self._store.same_file(old):  # its numbers mean something else: nothing of the old one is kept
+                _log.warning("memory '%s': another one is in its place and is served from now on", self._folder)
+                self._earlier = self._view.version
                 self._view = replace(self._view, generation=-1)
             old.close()
         seen = self._store.data_version()
@@ -194,7 +198,7 @@ class Live:
             for field in self._fields.values():
                 field.drop(gone)
         views = {name: field.view() for name, field in self._fields.items()}
-        self._view = View(state.version, state.generation, spaces, views)
+        self._view = View(self._earlier + state.version, state.generation, spaces, views)
         # Last: what Ctrl-C cuts short is taken in once more.
         self._vector_seq, self._gone_seq = max(self._vector_seq, self._store.newest_vector()), gone_seq
 

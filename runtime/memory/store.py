@@ -58,7 +58,7 @@ class Store:
         self._blind_since = looks(folder) if mode == "immutable" else None
         self._db = connect(folder, mode)
         self._identity = identity(folder)
-        self._warned = False
+        self._warned = self._missed = False
 
     def close(self) -> None:
         """Close the connection; the last one to close folds SQLite's log into memory.db."""
@@ -108,9 +108,13 @@ class Store:
     # -- reading --------------------------------------------------------------------------------------------
 
     def outdated(self) -> bool:
-        """Whether somebody has written since: a connection without locks and log cannot see that."""
+        """Whether another file is in this one's place; without locks and log also whether somebody has written since."""
         if self._blind_since is None:
-            return False
+            there = identity(self._folder)
+            if not there and not self._missed:
+                _log.warning("memory '%s': %s is not there any more; what was in it is still served", self._folder, FILE)
+            self._missed = not there
+            return bool(there) and there != self._identity
         now = looks(self._folder)
         return now != self._blind_since or bool(now[1] and now[1][0])  # a log that it was opened without
 

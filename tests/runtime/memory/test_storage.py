@@ -186,11 +186,36 @@ def test_a_reader_who_may_not_write_the_folder_reads_a_file_that_took_the_others
             memory.add([NewEntry("one" if vector is one else "other", vectors={"image": vector}) for vector in order])
     monkeypatch.setattr(database.os, "access", lambda *_: False)
     with Memory.open(folder, spaces, read_only=True) as reader:
+        versions = []
         for _ in range(2):
+            versions.append(reader.version)  # what was answered before must not be taken for known
             (hit,) = reader.search("image", one, 1)
             assert reader.get([hit.id])[0].text == "one"
             if (tmp_path / "new" / "memory.db").exists():
                 (tmp_path / "new" / "memory.db").replace(folder / "memory.db")
+        assert versions[0] < versions[1]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_memory_that_took_the_others_place_is_read_from_then_on(
+    folder: Path, spaces: dict[str, Space], tmp_path: Path, read_only: bool
+) -> None:
+    """As when a backup is put back beneath a running program; while there is nothing, what was there is served."""
+    for place, text in ((folder, "before"), (tmp_path / "new", "after")):
+        with Memory.open(place, spaces) as memory:
+            memory.add([NewEntry(text, vectors={"image": np.ones(16)})])
+    with Memory.open(folder, spaces, read_only=read_only) as reader:
+        version = reader.version
+        shutil.rmtree(folder)
+        assert reader.get([1])[0].text == "before"
+        assert reader.version == version
+        (tmp_path / "new").rename(folder)
+        assert reader.get([1])[0].text == "after"
+        assert reader.version > version
+        assert len(reader.search("image", np.ones(16), 9)) == 1
+    with Memory.open(folder, spaces) as memory:
+        assert memory.verify() == []
+        assert len(memory) == 1
 
 
 @pytest.mark.parametrize("put_back", [False, True])
