@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from edge_ravlm.errors import UsageError
+
 
 class _Closable(Protocol):
     def close(self) -> None: ...
@@ -40,11 +42,13 @@ class Later(Generic[T]):
         return self._made is not None
 
     def get(self) -> T:
-        """It, once it is there; raises what making it raised."""
+        """It, once it is there; raises what making it raised, and UsageError once closed."""
         self._wanted.set()
         self._thread.join()
         if self._made is None:
-            raise self._error or RuntimeError("closed already")
+            raise self._error or UsageError(
+                "model", expected="an open one", got="a closed one", do="load the bundle again"
+            )
         return self._made
 
     def close(self) -> None:

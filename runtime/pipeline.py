@@ -221,6 +221,7 @@ class Ravlm:
         Raises:
             BundleError: ``generate`` of a bundle without a fusion decoder.
         """
+        self.memory.check_open()
         hops = check_hops(hops)
         if generate and self._generator is None:
             raise no_decoder(self.bundle, self.flavor)

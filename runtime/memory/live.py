@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class Live:
         self._expected = dict(expected)
         self._lock = threading.RLock()
         self._store = Store(folder, mode)
-        self._open = True
+        self._open, self._process = True, os.getpid()
         self._filters = FilterCache()
         self._fields: dict[str, Field] = {}
         self._bases: tuple[int, dict[str, Base]] = (0, {})
@@ -96,16 +97,28 @@ class Live:
     @contextmanager
     def reading(self) -> Iterator[Store]:
         """The reading connection, for short reads under the lock, after catching up."""
+        self.check_open()  # before a lock that another thread may have held when this process was forked
         with self._lock, reported(self._folder):
-            if not self._open:
-                raise UsageError(
-                    f"memory '{self._folder}'",
-                    expected="an open memory",
-                    got="a closed one",
-                    do="open it again",
-                )
+            self.check_open()
             self._catch_up()
             yield self._store
+
+    def check_open(self) -> None:
+        """Raise UsageError when it was closed, or opened by the process that this one was forked from.
+
+        SQLite's connections, locks and the models' threads do not survive a fork.
+        """
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"memory '{self._folder}'",
+                expected="one that this process has opened",
+                got="its parent's",
+                do="open it in the new process, best one that multiprocessing's 'spawn' started",
+            )
+        if not self._open:
+            raise UsageError(
+                f"memory '{self._folder}'", expected="an open memory", got="a closed one", do="open it again"
+            )
 
     def bases(self) -> tuple[int, dict[str, Base]]:
         """The generation in use and its verified bases."""

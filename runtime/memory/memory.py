@@ -119,6 +119,10 @@ class Memory:
     ) -> None:
         self.close()
 
+    def check_open(self) -> None:
+        """Raise UsageError when it was closed, or opened by the process that this one was forked from."""
+        self._live.check_open()
+
     # -- what it holds --------------------------------------------------------------------------------------
 
     @property

@@ -108,11 +108,13 @@ class Store:
     # -- reading --------------------------------------------------------------------------------------------
 
     def outdated(self) -> bool:
-        """Whether another file is in this one's place; without locks and log also whether somebody has written since."""
+        """Whether another file took its place, or somebody has written since it was opened without locks and log."""
         if self._blind_since is None:
             there = identity(self._folder)
             if not there and not self._missed:
-                _log.warning("memory '%s': %s is not there any more; what was in it is still served", self._folder, FILE)
+                _log.warning(
+                    "memory '%s': %s is not there any more; what was in it is still served", self._folder, FILE
+                )
             self._missed = not there
             return bool(there) and there != self._identity
         now = looks(self._folder)

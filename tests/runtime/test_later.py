@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from edge_ravlm.bundle import Bundle
-from edge_ravlm.errors import BundleError
+from edge_ravlm.errors import BundleError, UsageError
 from edge_ravlm.frames import Frame
 from edge_ravlm.runtime.generation import Generator
 from edge_ravlm.runtime.later import Later
@@ -59,7 +59,7 @@ def test_once_closed_it_is_not_made_any_more() -> None:
     later = Later(lambda: pytest.fail("made"), LONG_S)
     later.close()
     assert time.monotonic() - began < LONG_S
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(UsageError, match="got a closed one; load the bundle again"):
         later.get()
 
 

@@ -174,3 +174,43 @@ def test_a_sweep_leaves_a_running_compaction_alone(
     monkeypatch.setattr(index, "build", watched)
     memory.compact()
     assert memory.stats().generation == 1
+
+
+_FORKS = """
+import os, sys, warnings
+from pathlib import Path
+from edge_ravlm.errors import UsageError
+from edge_ravlm.runtime.memory import Memory, NewEntry, Space
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+space = Space("ab12" * 16, 2)
+memory = Memory.open(sys.argv[1], {"image": space})
+entry = NewEntry("one", vectors={"image": [1.0, 0.0]})
+memory.add([entry])
+with memory._live.reading():  # as another thread may at that moment
+    child = os.fork()
+if not child:
+    for use in (memory.count, lambda: memory.add([entry]), lambda: memory.search("image", [1.0, 0.0], 1)):
+        try:
+            use()
+        except UsageError as error:
+            print(error)
+    with Memory.open(sys.argv[1], {"image": space}) as anew:
+        print(anew.add([entry]), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(memory.count(), memory.verify())
+memory.close()
+"""
+
+_FORKED = (
+    "expected one that this process has opened, got its parent's; "
+    "open it in the new process, best one that multiprocessing's 'spawn' started"
+)
+
+
+def test_a_forked_process_has_to_open_the_memory_itself(run: Callable[..., Any], folder: Path) -> None:
+    """SQLite's connections must not be carried over: what is read or written there may be wrong later."""
+    done = run(_FORKS, folder)
+    *refused, added, left = done.stdout.splitlines()
+    assert refused == [f"memory '{folder}': {_FORKED}."] * 3, done.stderr
+    assert (added, left) == ("[2]", "2 []")
