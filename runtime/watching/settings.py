@@ -31,8 +31,8 @@ from typing import Annotated, Literal, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from edge_ravlm.errors import DataError, EdgeRavlmError
-from edge_ravlm.frames import Region
+from edge_ravlm.errors import DataError, EdgeRavlmError, UsageError
+from edge_ravlm.frames import MAX_PIXELS, Region
 from edge_ravlm.runtime.encoders import check_question
 from edge_ravlm.runtime.generation import check_hops
 from edge_ravlm.runtime.memory import Where
@@ -216,7 +216,15 @@ def check_app(app: AppSettings) -> None:
             raise ValueError(f"watch '{watch.name}' with agree = {list(watch.agree)}, more than there are")
         check_question(watch.question)
         check_hops(watch.hops)
-        _ = watch.looked_at, Where(tags=watch.tags)
+        _ = Where(tags=watch.tags)
+        x, y = zip(*(watch.looked_at.points if watch.looked_at else ((0, 0),)), strict=True)
+        if min(*x, *y, 0) < 0 or max(x) * max(y) > MAX_PIXELS:
+            raise UsageError(
+                f"watch '{watch.name}'",
+                expected=f"a region of a picture of at most {MAX_PIXELS // 1_000_000} megapixels",
+                got=f"'{watch.region}'",
+                do="give the corners in pixels of the camera's frames",
+            )
     for sink in app.sinks:
         if (sink.kind == "file") != bool(sink.path):
             raise ValueError(f"a {sink.kind} sink {'without' if sink.kind == 'file' else 'with'} a path")

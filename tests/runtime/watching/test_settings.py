@@ -69,6 +69,12 @@ def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
         ("budget_ms = 40", "budget_ms = 0", "> 0.0"),
         ("budget_ms = 40", "budget_ms = inf", "<= 1000000000.0"),
         ('region = "door=40,60,200,180"', 'region = "door=40,60"', "region 'door'"),
+        (
+            'region = "door=40,60,200,180"',
+            'region = "-4,60,200,180"',
+            "a region of a picture of at most 100 megapixels",
+        ),
+        ('region = "door=40,60,200,180"', 'region = "0,0,99000,99000"', "got '0,0,99000,99000'; give the corners"),
         ('question = "is the garage door open?"', 'question = " "', "question: expected a sentence"),
         ("every_ms = 500", "hops = 9", "hops: expected 1 to 2"),
         ("every_ms = 500", "tags = {floor = nan}", "tag 'floor'"),
