@@ -26,7 +26,7 @@ from edge_ravlm.runtime.answer import UNKNOWN, Answer, Latency, Level
 from edge_ravlm.runtime.opening import load
 from edge_ravlm.runtime.watching import app as app_module
 from edge_ravlm.runtime.watching import sinks
-from edge_ravlm.runtime.watching.app import App, admission, unsaid
+from edge_ravlm.runtime.watching.app import App, admission, ask, unsaid
 from edge_ravlm.runtime.watching.lanes import Told
 from edge_ravlm.runtime.watching.metrics import WAITING, Metrics, longest
 from edge_ravlm.runtime.watching.sinks import Sink
@@ -277,6 +277,23 @@ def test_admission_says_what_cannot_be_kept_up_with(home: Path, yard: Any) -> No
         busy = written(home, "busy.toml", yard, camera="fps = 1000", more=many)
         found = admission(app_module.read_app(busy), app.ravlm)
         assert any("21 watches of 1 cameras need" in one and "times what this machine has" in one for one in found)
+
+
+def test_of_a_thousand_watches_a_few_tell_what_all_need(home: Path, yard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits minutes for the first frame."""
+    asked: list[str] = []
+
+    def counted(ravlm: Any, watch: Any, *more: Any) -> Any:
+        asked.append(watch.name)
+        return ask(ravlm, watch, *more)
+
+    monkeypatch.setattr(app_module, "ask", counted)
+    monkeypatch.setattr(app_module, "_TRYING_S", 0.0)
+    more = "".join(f'[[watches]]\nname = "w{n}"\ncamera = "yard"\nquestion = "is it {n}?"\n' for n in range(1000))
+    with App(written(home, "many.toml", yard, camera="fps = 1000", more=more)) as app:
+        found = app.admission()
+    assert set(asked) == {"gate"}
+    assert any("1001 watches of 1 cameras need" in one for one in found)
 
 
 def test_answers_that_no_memory_gives_are_said_at_the_start(home: Path, yard: Any) -> None:
