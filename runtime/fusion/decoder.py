@@ -36,6 +36,9 @@ the encoder knows and words that it had read, and so relies too little on what i
 aside 0.75 were read rightly with 5 to 20 (home, 0.72 without) and as many as without (signs); of questions that name
 one of 518 things, without a picture, 0.90 with 4 or more (0.84 without)."""
 
+_LEAST = 1e-9
+"""Probability below which nothing goes on."""
+
 _NEVER = (PAD, START, NONE, SEPARATOR)
 """No part of an answer. NONE says that there is none, which ``Generated.abstention`` holds."""
 
@@ -70,7 +73,8 @@ class Generated:
         text: the answer; empty when there was no time for a token, or nothing answers.
         tokens: its ids, without START and END.
         confidence: the product of its tokens' probabilities, END's included: how probable this very answer is to the
-            decoder. That is what beams look for the most of. Of an answer cut off, that of the tokens there are.
+            decoder. That is what beams look for the most of. Where it would end within a name or a number, that counts
+            for going on to its end. Of an answer cut off, that of the tokens there are.
         abstention: probability that nothing answers (NONE as the first token).
         weights: float32 [passages], the share of the answer that was copied from each; what is missing to 1 is in the
             decoder's own words.
@@ -315,7 +319,9 @@ class _Search:
             possible = np.zeros(longest, np.bool_)
             possible[self.source[following]] = True
             possible[END] = len(following) < len(root.places) or not self._within[following].all()
+            ending = 0.0 if possible[END] else chances[END]
             chances[~possible] = 0
+            chances *= 1 + ending / max(float(chances.sum()), _LEAST)  # who ends within a word means to end with it
         return chances
 
     def _longer(self, root: _Hypothesis, token: int, probability: float, own: float, copies: Floats) -> _Hypothesis:

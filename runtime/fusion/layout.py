@@ -45,8 +45,13 @@ LONGEST_QUESTION, LONGEST_BLOCK = 32, 96
 
 _WORD = re.compile(r"\w+")
 
-_WHOLE = re.compile(r"(?:\w|(?<=\d)[.,:/-](?=\d))+")
-"""What is copied whole or not at all: a word, a number with its signs (200.5, 1,299.00, 12.3.2001, 10:30)."""
+_WHOLE = re.compile(
+    r"(?:\w|(?<=\d)[.,:/-](?=\d)"
+    r"|(?:(?<=\b(?:Mr|Ms|Dr|St))|(?<=\bMrs)|(?<=\bProf))\. (?=[A-Z])|(?<=\bN[or])\. (?=\d)"
+    r"|(?<=\b[ap])\.(?=m\b)|(?<=\b[ap]\.m)\.)+"
+)
+"""What is copied whole or not at all: a word, a number with its signs (200.5, 1,299.00, 12.3.2001, 10:30), a name with
+its title (Dr. Smith, St. Mary), a number that is called one (No. 5), and a.m. and p.m."""
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,13 @@ def characters(text: str) -> Tokenizer:
         ("10:30 3/4 7-8.", "1 3 7."),
         ("K-7 1. a.b", "K-7 1. a.b"),
         ("ein Stück £5", "e S £5"),
+        ("Dr. Smith, Mrs. Ho.", "D , M ."),
+        ("St. Mary, No. 5.", "S , N ."),
+        ("9 a.m. on 3 p.m", "9 a o 3 p"),
+        ("a Dr. is No. one", "a D . i N . o"),
     ],
 )
-def test_a_number_with_its_signs_and_a_sign_of_several_bytes_are_one(text: str, starts: str):
+def test_a_number_with_its_signs_a_name_with_its_title_and_a_sign_of_several_bytes_are_one(text: str, starts: str):
     made = characters(text)
     prompt = lay_out(made, "", [Passage(text)], DIM)
     offsets = made.encode(text).offsets

@@ -625,6 +625,21 @@ def test_a_second_hop_finds_the_explanation_of_one_code_among_many(ravlm: Ravlm)
         assert len({one.id for one in found}) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("fact", "question", "answer"),
+    [
+        ("the red car belongs to Dr. Smith", "who owns the red car?", "Dr. Smith"),
+        ("the name of the church is St. Mary", "what is the name of the church?", "St. Mary"),
+        ("the number of the house is No. 5", "what is the number of the house?", "No. 5"),
+    ],
+)
+def test_a_name_is_written_with_its_title(ravlm: Ravlm, yard: Any, fact: str, question: str, answer: str) -> None:
+    ravlm.memory.add([ravlm.entry(None, fact)])
+    found = ravlm.ask(yard.open, question, generate=True)
+    assert (found.text, [evidence.text for evidence in found.evidence]) == (answer, [fact])
+    assert found.confidence > 0.5, "it was not sure of ending after the title, but of the name"
+
+
 def test_search_knows_filters_and_more_hits_than_there_are(ravlm: Ravlm, yard: Any) -> None:
     assert ravlm.search(text="gate") == ravlm.search(text="gate", picture=yard.open) == []
     ids = teach(ravlm, yard)
