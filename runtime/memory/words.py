@@ -20,6 +20,10 @@ from edge_ravlm.runtime.memory.faults import refused
 _WORD = re.compile(r"\w[\w\u0300-\u0331]*")
 """FTS5, too, takes these combining marks for parts of words."""
 
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+"""Chinese and Japanese, which put no spaces between words. For FTS5 a run of them is one word, so only among entries
+that are compared anyway (``Memory.search``) do their parts count."""
+
 _MADE = (
     "CREATE VIRTUAL TABLE words USING fts5(text, content = 'entries', content_rowid = 'id', columnsize = 0,"
     " tokenize = \"unicode61 remove_diacritics 0 tokenchars '_'\")",
@@ -66,10 +70,17 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+def _parts(text: str) -> list[str]:
+    """The words of a text; of Chinese and Japanese each sign and every two neighbours, as most words are that long."""
+    words = _words(text)
+    runs = [] if text.isascii() else [run for word in words for run in _UNSPACED.findall(word)]
+    return [*words, *(run[at : at + length] for run in runs for length in (1, 2) for at in range(len(run)))]
+
+
 def _weighed(said: str, texts: Sequence[str]) -> tuple[dict[str, float], list[set[str]]]:
     """The weight of each word of a sentence, and which of them each text repeats."""
-    wanted = set(words_of(said))
-    there = [wanted.intersection(_words(text)) for text in texts]
+    wanted = set(_parts(said))
+    there = [wanted.intersection(_parts(text)) for text in texts]
     frequency = Counter(word for words in there for word in words)
     return {word: _weight(len(texts), frequency[word]) for word in wanted}, there
 

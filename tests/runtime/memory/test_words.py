@@ -163,6 +163,24 @@ def test_a_word_counts_the_more_the_fewer_of_many_texts_have_it() -> None:
     assert 1 > fewer > 2 * more > 0
 
 
+@pytest.mark.parametrize(
+    ("question", "texts"),
+    [
+        ("张伟在哪里", ["王芳的电话是 12345", "张伟的办公室在三楼", "垃圾桶是绿色的", "猫在沙发上"]),
+        ("电话号码是多少", ["张伟的办公室在三楼", "王芳的电话是 12345", "垃圾桶是绿色的", "猫在沙发上"]),
+        (
+            "猫はどこにいますか",
+            ["門は閉まっています", "猫はソファの上にいます", "田中さんの部屋は三階です", "ゴミ箱は緑色です"],
+        ),
+    ],
+)
+def test_words_of_a_script_without_spaces_are_found_within_sentences(
+    memory: Memory, question: str, texts: list[str]
+) -> None:
+    ids = memory.add([NewEntry(text, vectors={"image": np.ones(16)}) for text in texts])
+    assert memory.search("image", np.ones(16), 1, words=question)[0].id == ids[1]
+
+
 def test_an_sqlite_without_full_text_search_is_named(
     folder: Path, spaces: dict[str, Space], monkeypatch: pytest.MonkeyPatch
 ) -> None:
