@@ -42,6 +42,9 @@ _LEAST = 1e-9
 _NEVER = (PAD, START, NONE, SEPARATOR)
 """No part of an answer. NONE says that there is none, which ``Generated.abstention`` holds."""
 
+_FRAGMENT = "\ufffd"
+"""What a sign of several bytes is shown as of which not all were written."""
+
 PREFILL_OUTPUTS = ("keys", "values", "pointers", "mask")
 STEP_OUTPUTS = ("words", "copies", "new_keys", "new_values")
 """Of the two graphs, which ``export`` makes."""
@@ -197,7 +200,7 @@ class FusionDecoder:
             position += 1
         best = search.best()
         return Generated(
-            self._tokenizer.decode(list(best.tokens)).strip(),
+            self._tokenizer.decode(list(best.tokens)).rstrip(_FRAGMENT).strip(),
             best.tokens,
             float(best.probability) if best.tokens else 0.0,
             search.abstention,

@@ -640,6 +640,16 @@ def test_a_name_is_written_with_its_title(ravlm: Ravlm, yard: Any, fact: str, qu
     assert found.confidence > 0.5, "it was not sure of ending after the title, but of the name"
 
 
+def test_what_is_written_ends_in_no_part_of_a_sign(ravlm: Ravlm, yard: Any) -> None:
+    """The decoder, which knows no Chinese, may end within a sign: it takes several tokens."""
+    texts = ("张伟的办公室在三楼", "李娜的办公室在二楼", "大门开着", "大门关着", "垃圾桶是绿色的", "王芳的电话是 12345")
+    ravlm.memory.add([ravlm.entry(None, text) for text in texts])
+    for question in ("李娜在哪里", "大门开了吗", "猫在哪里"):
+        answer = ravlm.ask(yard.open, question, generate=True).text
+        assert answer
+        assert "\ufffd" not in answer
+
+
 def test_search_knows_filters_and_more_hits_than_there_are(ravlm: Ravlm, yard: Any) -> None:
     assert ravlm.search(text="gate") == ravlm.search(text="gate", picture=yard.open) == []
     ids = teach(ravlm, yard)
