@@ -34,7 +34,7 @@ class Deadline:
     def __init__(self, budget_ms: float, started: float, paces: Paces | None = None) -> None:
         self.budget_ms = check_budget(budget_ms)
         self._paces = Paces() if paces is None else paces
-        if not started <= time.monotonic():
+        if not isinstance(started, int | float) or not started <= time.monotonic():
             raise UsageError(
                 "frame",
                 expected="a captured_at that has passed on time.monotonic()'s clock",

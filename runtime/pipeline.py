@@ -423,11 +423,11 @@ class Ravlm:
             )
         where = check_where(where)
         found = self._searcher.queries(text, picture, check_region(region), of)
-        if not found or k < 1:
+        if not found or not isinstance(k, int | np.integer) or k < 1:
             raise UsageError(
                 "search",
                 expected="a text or a picture, and k of at least 1",
-                got=f"{'no query' if not found else f'k={k}'}",
+                got=f"{'no query' if not found else f'k={k!r}'}",
                 do="give for instance text='garage door'",
             )
         return self._settled(lambda _: self._searcher.nearest(found, k, where or Where()))

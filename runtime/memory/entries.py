@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +144,13 @@ class Where:
     ids: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tags, Mapping):
+            raise UsageError(
+                "filter tags",
+                expected="a mapping of names to values",
+                got=repr(self.tags)[:80],
+                do="give for instance {'a': 'b'}",
+            )
         for name, value in self.tags.items():
             check_tag(name, "")
             for choice in choices(value):
@@ -155,7 +163,7 @@ class Where:
         if self.modalities is not None:
             object.__setattr__(self, "modalities", frozenset(self.modalities))
         if self.ids is not None:
-            object.__setattr__(self, "ids", frozenset(map(int, self.ids)))
+            object.__setattr__(self, "ids", frozenset(whole(self.ids)))
 
     def __hash__(self) -> int:
         return hash((frozenset(self.tags.items()), self.after, self.before, self.modalities, self.ids))
@@ -171,6 +179,16 @@ def choices(value: Tag | tuple[Tag, ...] | None) -> tuple[Tag, ...]:
     if value is None:
         return ()
     return value if isinstance(value, tuple) else (value,)
+
+
+def whole(ids: Iterable[int]) -> list[int]:
+    """Ids as plain numbers; raises UsageError when they are something else, such as a text or fractions."""
+    try:
+        return [operator.index(id_) for id_ in ids]
+    except TypeError:
+        raise UsageError(
+            "ids", expected="whole numbers", got=repr(ids)[:80], do="give those that teaching or a search returned"
+        ) from None
 
 
 def check_tag(name: str, value: Tag) -> None:

@@ -20,7 +20,18 @@ from edge_ravlm.errors import MemoryDamaged, MemoryFault, UsageError
 from edge_ravlm.runtime.memory import generations
 from edge_ravlm.runtime.memory.compaction import Compactor, Progress
 from edge_ravlm.runtime.memory.database import FILE, Mode, folder_lock, prepare, reading_mode
-from edge_ravlm.runtime.memory.entries import Entry, Hit, NewEntry, Rows, Space, Tag, Where, check_field_name, unit
+from edge_ravlm.runtime.memory.entries import (
+    Entry,
+    Hit,
+    NewEntry,
+    Rows,
+    Space,
+    Tag,
+    Where,
+    check_field_name,
+    unit,
+    whole,
+)
 from edge_ravlm.runtime.memory.faults import reported
 from edge_ravlm.runtime.memory.live import Live, check_spaces
 from edge_ravlm.runtime.memory.ranking import found_in
@@ -155,7 +166,7 @@ class Memory:
 
     def get(self, ids: Sequence[int]) -> list[Entry]:
         """Entries in the order of ids; raises MemoryFault naming the first id that does not exist."""
-        wanted = [operator.index(id_) for id_ in ids]
+        wanted = whole(ids)
         with self._live.reading() as store:
             found = store.entries(wanted)
         for id_ in wanted:
@@ -185,7 +196,7 @@ class Memory:
         Raises:
             MemoryFault: an id that does not exist or carries no such field.
         """
-        wanted = [operator.index(id_) for id_ in ids]
+        wanted = whole(ids)
         known = np.array([id_ if 0 < id_ < 2**63 else 0 for id_ in wanted], np.int64)
         rows, present = self._live.view().field(field)[1].rows(known)
         if not present.all():
@@ -277,7 +288,7 @@ class Memory:
 
     def remove(self, ids: Iterable[int] | int) -> int:
         """Forget entries, or one, durably and at once; returns how many of ids there were."""
-        wanted = [operator.index(id_) for id_ in ([ids] if isinstance(ids, int | np.integer) else ids)]
+        wanted = whole([ids] if isinstance(ids, int | np.integer) else ids)
         removed = self._written(lambda store: store.delete(wanted))
         self._compactor.run_if_due()
         return removed
@@ -299,7 +310,7 @@ class Memory:
             MemoryFault: an id that does not exist.
         """
         check_field_name(field)
-        wanted = [operator.index(id_) for id_ in ids]
+        wanted = whole(ids)
         rows = _stacked([unit(field, row, space) for row in np.asarray(vectors)])
         with self._writing() as store:
             missing = set(wanted) - set(store.ids(Where(ids=frozenset(wanted))).tolist())

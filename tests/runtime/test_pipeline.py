@@ -758,6 +758,14 @@ def test_what_is_taught_by_mistake_is_refused(ravlm: Ravlm, yard: Any) -> None:
         ravlm.remember(yard.closed, CLOSED, tags="camera=drive")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="expected a Region"):
         ravlm.remember(yard.closed, CLOSED, region=(1, 2, 30, 40))  # type: ignore[arg-type]
+    for ids in ("12", [1.5], 1.0, None):
+        with pytest.raises(UsageError, match="ids: expected whole numbers"):
+            ravlm.forget(ids)  # type: ignore[arg-type]
+    for wrong in ({"ids": "12"}, {"ids": [1.5]}, {"tags": None}, {"tags": ["camera"]}):
+        with pytest.raises(UsageError, match=r"expected (whole numbers|a mapping)"):
+            Where(**wrong)
+    with pytest.raises(UsageError, match="got k='2'"):
+        ravlm.search(text=QUESTION, k="2")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="expected of='image' or of='text'"):
         ravlm.search(picture=yard.closed, of="pictures")  # type: ignore[arg-type]
     assert len(ravlm.memory) == 0
@@ -796,6 +804,8 @@ def test_pictures_of_every_size_are_looked_at(ravlm: Ravlm, shape: tuple[int, in
 def test_a_capture_on_another_clock_is_refused(ravlm: Ravlm, yard: Any) -> None:
     with pytest.raises(UsageError, match=r"time\.monotonic"):
         ravlm.ask(Frame(yard.open, captured_at=time.time() + 1e9), QUESTION)
+    with pytest.raises(UsageError, match=r"time\.monotonic"):
+        ravlm.ask(Frame(yard.open, captured_at="12:30"), QUESTION)  # type: ignore[arg-type]
 
 
 def test_a_failed_question_leaves_the_next_one_untouched(ravlm: Ravlm, yard: Any) -> None:
