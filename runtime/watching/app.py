@@ -279,14 +279,14 @@ class App:
         with self._lock:
             steady, asked = self._steady.get(told.watch), self._asked.get(told.watch)
         question = {"question": asked.question if asked is not None else ""}
-        for put in self._answers:
-            put(question | as_dict(told))
         event = None if steady is None else steady.add(told)
         if steady is not None and not steady.settled:
             self._watcher.again(told.camera, told.watch)
-        for put in self._events if event is not None else ():
-            assert event is not None
-            put(question | event.as_dict())
+        rows = [(put, as_dict(told)) for put in self._answers]
+        rows += [(put, event.as_dict()) for put in self._events] if event is not None else []
+        with ExitStack() as all_of_them:  # where one fails, the others get it nevertheless
+            for put, row in reversed(rows):
+                all_of_them.callback(put, question | row)
 
     def summary(self) -> dict[str, Any]:
         """Of the whole run, as plain values; ``late_by`` counts late answers by the stage that took most.

@@ -111,6 +111,18 @@ def test_every_frame_is_answered_and_events_are_changes_that_hold(home: Path, ya
     assert summary["cameras"]["yard"]["reason"] == "end of file"
 
 
+def test_who_fails_to_take_an_answer_costs_nobody_else_an_event(home: Path, yard: Any) -> None:
+    def fail(_: dict[str, Any]) -> None:
+        raise ValueError("no room")
+
+    heard: list[dict[str, Any]] = []
+    with App(written(home, "fails.toml", yard), on_answer=fail, on_event=heard.append) as app:
+        app.run()
+        assert "no room" in app._faults
+    assert [row["before"] for row in heard][:2] == [None, CLOSED]
+    assert [row["frame"] for row in lines(home / "fails.toml.events.jsonl")] == [row["frame"] for row in heard]
+
+
 def test_watches_on_motion_and_with_a_period_are_asked_less(home: Path, yard: Any) -> None:
     more = '[[watches]]\nname = "seldom"\ncamera = "yard"\nquestion = "is the gate open?"\nevery_ms = 60000\n'
     with App(written(home, "less.toml", yard, watch="on_motion = true", more=more)) as app:
