@@ -237,7 +237,8 @@ class Manifest(_Strict, frozen=True):
         target: the profile in ``targets.toml`` that it was exported for.
         recipe: path of the recipe that made it.
         golden: path of golden frames and their embeddings in full precision, which a device replays before it
-            answers anything: ``.npz`` with ``pixels`` uint8 [n, h, w, 3] and ``embeddings`` float32 [n, dim].
+            answers anything: ``.npz`` with ``pixels`` uint8 [n, h, w, 3] and ``embeddings`` float32 [n, dim]. Bundles
+            that look closer hold ``glimpse_pixels`` and ``glimpse_embeddings`` too, in that size, but older ones.
         calibration_sha256: over the calibration pictures.
         fusion: the decoder that answers in words; None where no flavour has one.
         meaning_space: of the image model's output ``meaning``: the picture among texts. None without one.

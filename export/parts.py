@@ -51,7 +51,7 @@ from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.apps.demo import load_clip
 from edge_ravlm.runtime.backends import open_session
 from edge_ravlm.runtime.camera import open_camera
-from edge_ravlm.runtime.encoders import TOKENS
+from edge_ravlm.runtime.encoders import TOKENS, glimpses_of
 from edge_ravlm.targets import Target
 
 BASE = "cpu-u8"
@@ -291,15 +291,21 @@ class Parts:
         return text_embedder(self.models[f"models/text.{BASE}.onnx"], self.text_student.tokenizer_json)
 
     def golden(self) -> bytes:
-        """Frames with their full-precision embeddings, for the device to replay before it answers.
+        """Frames, and glimpses of them if there is a closer look, with their full-precision embeddings (``Manifest``).
 
         They are of the package's own clip: a bundle carries no picture that is somebody else's.
         """
         with open_camera(load_clip()[0]) as camera:
             frames = [f.pixels for f in islice(camera.frames(), 0, GOLDEN_FRAMES * GOLDEN_STRIDE, GOLDEN_STRIDE)]
+        arrays: dict[str, Any] = {
+            "pixels": np.concatenate(prepared(frames, self.preprocess)),
+            "embeddings": self.full(frames),
+        }
+        if self.constants is not None:
+            arrays["glimpse_pixels"] = np.concatenate(prepared(frames, glimpses_of(self.preprocess, self.constants)))
+            arrays["glimpse_embeddings"] = self.full.glimpsed(frames)
         out = io.BytesIO()
-        pixels = np.concatenate(prepared(frames, self.preprocess))
-        np.savez_compressed(out, pixels=pixels, embeddings=self.full(frames))
+        np.savez_compressed(out, **arrays)
         return out.getvalue()
 
     def image_space(self) -> Space:

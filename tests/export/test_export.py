@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -358,6 +359,11 @@ def test_a_recipe_with_scenes_makes_a_bundle_that_looks_closer(base: Path, tmp_p
     assert plain.manifest.parity["cpu-u8"].glimpse_cosine_p1 is None
     assert bundle.manifest.image_space.id != plain.manifest.image_space.id, "its vectors are sums of looks"
     assert plain.manifest.closer is None
+    with np.load(io.BytesIO(bundle.read(bundle.manifest.golden))) as golden:
+        assert golden["glimpse_pixels"].shape == (len(golden["pixels"]), 32, 32, 3)
+        assert golden["glimpse_embeddings"].shape == golden["embeddings"].shape
+    with np.load(io.BytesIO(plain.read(plain.manifest.golden))) as golden:
+        assert set(golden) == {"pixels", "embeddings"}
     scene = np.full((240, 240, 3), 40, np.uint8)
     cv2.circle(scene, (80, 150), 40, (255, 255, 255), -1)
     rules = msgspec.structs.replace(bundle.manifest.answering, sure_above=1.0, glimpse_above=1.0)  # never sure

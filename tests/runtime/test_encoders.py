@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,84 @@ def test_a_bundle_with_a_garbled_tokenizer_is_refused(bundle: Bundle, tmp_path: 
     garbled = write_bundle(tmp_path / "bundle", bundle.manifest, contents)
     with pytest.raises(BundleError, match="tokenizer"):
         TextEncoder(garbled, "cpu-u8")
+
+
+def wrong_at(side: int, model: bytes) -> bytes:
+    """An image model whose embedding points the other way for pictures of one size."""
+    import onnx
+
+    graph = onnx.load_model_from_string(model)
+    for node in graph.graph.node:
+        node.output[:] = ["right" if name == "embedding" else name for name in node.output]
+        node.input[:] = ["right" if name == "embedding" else name for name in node.input]
+    constants = {"one": np.array([1]), "side": np.array([side])}
+    graph.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    for kind, given, found in (
+        ("Shape", ["image"], "shape"),
+        ("Gather", ["shape", "one"], "height"),
+        ("Equal", ["height", "side"], "small"),
+        ("Neg", ["right"], "wrong"),
+        ("Where", ["small", "wrong", "right"], "embedding"),
+    ):
+        graph.graph.node.append(onnx.helper.make_node(kind, given, [found]))
+    return bytes(graph.SerializeToString())
+
+
+def with_golden(bundle: Bundle, folder: Path, change: Callable[[dict[str, Any]], object], model: bytes = b"") -> Bundle:
+    """The bundle with other golden arrays, and with another image model if one is given."""
+    manifest = bundle.manifest
+    contents = {record.path: bundle.read(record.path) for record in manifest.files}
+    with np.load(io.BytesIO(contents[manifest.golden])) as arrays:
+        golden = dict(arrays)
+    change(golden)
+    out = io.BytesIO()
+    np.savez(out, **golden)
+    contents[manifest.golden] = out.getvalue()
+    if model:
+        contents[manifest.flavor("cpu-u8").image.file] = model
+    return write_bundle(folder, manifest, contents)
+
+
+def glimpsed(bundle: Bundle, image: ImageEncoder, yard: Any) -> dict[str, Any]:
+    """Golden glimpses, as exports write them."""
+    pixels = np.concatenate([image.glimpse(Frame(picture)) for picture in (yard.open, yard.closed)])
+    return {"glimpse_pixels": pixels, "glimpse_embeddings": np.stack([image.embed(one[None]) for one in pixels])}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, np.nan], ids=["another", "half as long", "no number"])
+def test_a_model_that_computes_something_else_here_is_refused(bundle: Bundle, tmp_path: Path, share: float) -> None:
+    def change(golden: dict[str, Any]) -> None:
+        golden["embeddings"][-1] *= share
+
+    with pytest.raises(BundleError, match=r"golden frames with a cosine of at least 0\.97 .* got"):
+        ImageEncoder(with_golden(bundle, tmp_path / "bundle", change), "cpu-u8", 1)
+
+
+@pytest.mark.export
+def test_so_is_one_whose_glimpses_alone_are_wrong(
+    bundle: Bundle, image: ImageEncoder, yard: Any, tmp_path: Path
+) -> None:
+    known = glimpsed(bundle, image, yard)
+    model = wrong_at(image.glimpse.height, bundle.read(bundle.manifest.flavor("cpu-u8").image.file))
+    ImageEncoder(with_golden(bundle, tmp_path / "good", lambda golden: golden.update(known)), "cpu-u8", 1).close()
+    with pytest.raises(BundleError, match=r"golden glimpses with a cosine of at least 0\.97"):
+        ImageEncoder(with_golden(bundle, tmp_path / "bad", lambda golden: golden.update(known), model), "cpu-u8", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda golden: golden.pop("embeddings"), "embeddings"),
+        (lambda golden: golden.update(pixels=golden["pixels"][:0], embeddings=golden["embeddings"][:0]), "shapes"),
+        (lambda golden: golden.update(glimpse_pixels=golden["pixels"]), "glimpse_embeddings"),
+        (
+            lambda golden: golden.update(glimpse_pixels=golden["pixels"], glimpse_embeddings=golden["embeddings"]),
+            "glimpse_shapes",
+        ),
+    ],
+)
+def test_golden_arrays_that_are_none_are_refused(
+    bundle: Bundle, tmp_path: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    with pytest.raises(BundleError, match=f"frames and their embeddings in .*{says}"):
+        ImageEncoder(with_golden(bundle, tmp_path / "bundle", change), "cpu-u8", 1)

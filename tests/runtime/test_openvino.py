@@ -18,6 +18,7 @@ from edge_ravlm.manifest import Model
 from edge_ravlm.runtime.backends import choice
 from edge_ravlm.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edge_ravlm.runtime.backends.openvino import OpenVinoSession
+from edge_ravlm.runtime.encoders import ImageEncoder
 from edge_ravlm.runtime.opening import load
 
 OUTPUT = ("embedding",)
@@ -156,6 +157,25 @@ def test_one_that_computes_something_else_never_wins(
     monkeypatch.setattr(choice, "_seconds", lambda session, *_: 0.5 if isinstance(session, OpenVinoSession) else 1.0)
     assert choose(model, spec, bundle, pictures[0]) == "onnxruntime"
     assert choose(model, spec, bundle, pictures[0]) == "onnxruntime", "nor at a start that remembers it as faster"
+
+
+def test_nor_does_one_whose_glimpses_alone_are_wrong(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    run = OpenVinoSession.run
+
+    def wrong(self: OpenVinoSession, feeds: Mapping[str, Any], outputs: tuple[str, ...]) -> list[Any]:
+        small = feeds["image"].shape[1] < bundle.manifest.preprocess.height
+        return [-found if small else found for found in run(self, feeds, outputs)]
+
+    monkeypatch.setattr(OpenVinoSession, "run", wrong)
+    monkeypatch.setattr(choice, "_LATER_S", 0.0)
+    monkeypatch.setattr(choice, "_faster", lambda *_: "openvino")
+    image = ImageEncoder(bundle, "cpu-u8", 1, "auto")
+    image.settle()
+    assert image.backend == "onnxruntime"
+    image.close()
+    assert "computes something else here" in caplog.text
 
 
 def test_one_that_cannot_be_opened_leaves_the_first_in_place(
