@@ -163,4 +163,9 @@ def _checked(recipe: Recipe) -> Recipe:
         raise ValueError(f"images.captions with images.source '{recipe.images.source}', whose pictures have none")
     if recipe.images.captions and not recipe.teacher.image:
         raise ValueError("images.captions without teacher.image: nothing would learn from them")
+    side = student.side or min(kind.side for kind in STUDENTS.values() if student.kind in (AUTO, kind.name))
+    if recipe.closer.scenes and recipe.closer.side >= side:
+        raise ValueError(f"closer.side {recipe.closer.side}, which is to be smaller than the student's {side} pixels")
+    if recipe.fusion.width % recipe.fusion.heads:
+        raise ValueError(f"fusion.width {recipe.fusion.width}, which {recipe.fusion.heads} heads cannot share")
     return recipe

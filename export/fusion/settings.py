@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edge_ravlm.manifest import Few, Width
+
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
@@ -42,13 +44,13 @@ class FusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     steps: Annotated[int, Meta(ge=0)] = 0
     kind: Literal["attention", "concat", "add"] = "attention"
-    width: Count = 192
-    heads: Count = 6
+    width: Width = 192
+    heads: Few = 6
     readers: Count = 2
-    writers: Count = 2
+    writers: Few = 2
     vocab: Annotated[int, Meta(ge=512)] = 4096
-    entries: Count = 5
-    longest: Count = 24
+    entries: Few = 5
+    longest: Width = 24
     batch: Annotated[int, Meta(ge=2)] = 48
     rate: Positive = 1e-3
     warm_up: Share = 0.05

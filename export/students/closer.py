@@ -46,7 +46,7 @@ class CloserSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenes: Annotated[int, msgspec.Meta(ge=0)] = 0
     side: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 160
     margin: Annotated[float, msgspec.Meta(ge=1.0, le=8.0)] = 1.5
-    studied: tuple[float, ...] = (2.1,)
+    studied: tuple[Annotated[float, msgspec.Meta(ge=1.0, le=8.0)], ...] = (2.1,)
 
 
 @dataclass(frozen=True)
