@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -195,8 +196,13 @@ def _folder(recipe: Recipe, folder: Path, captions: Path | None) -> Gathered:
         calibration=learnt[: recipe.images.calibration],
         fitting=judge_folder(learnt, each=0, seed=_FIT_SEED).tasks,
         judging=judge_folder(judged, each=2, seed=_JUDGE_SEED),
-        sources=(Source(name=folder.name, origin=f"{len(paths)} pictures of the user", licence="the user's own"),),
+        sources=(_own(folder, len(paths)),),
     )
+
+
+def _own(folder: Path, count: int) -> Source:
+    name = os.fsencode(folder.name).decode(errors="replace")  # a manifest is UTF-8
+    return Source(name=name, origin=f"{count} pictures of the user", licence="the user's own")
 
 
 def _said(captions: Path, paths: Sequence[Path]) -> dict[Path, str]:
@@ -243,4 +249,4 @@ def _read_one(path: Path) -> Pixels | None:
 
 
 def _share_of(path: Path) -> float:
-    return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4], "big") / 2**32
+    return int.from_bytes(hashlib.sha256(os.fsencode(path.as_posix())).digest()[:4], "big") / 2**32
