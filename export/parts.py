@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
 from edge_ravlm.console import Bar
@@ -25,6 +25,7 @@ from edge_ravlm.export.align.head import Meaning, with_meaning
 from edge_ravlm.export.data import captioned, corpus
 from edge_ravlm.export.data.scenes import material
 from edge_ravlm.export.distil import distil
+from edge_ravlm.export.distil.checkpoint import storing_in
 from edge_ravlm.export.fusion import making
 from edge_ravlm.export.images import SCENE_PACKAGES, Gathered, materials
 from edge_ravlm.export.judging import prepared
@@ -38,6 +39,7 @@ from edge_ravlm.export.students.image import ImageStudent, batched
 from edge_ravlm.export.students.static_text import StaticText
 from edge_ravlm.export.teachers import ImageTeacher, image_teacher, text_teacher
 from edge_ravlm.export.teachers.weights import package_source
+from edge_ravlm.files import write_file
 from edge_ravlm.manifest import (
     Closer,
     Flavor,
@@ -103,7 +105,8 @@ class Parts:
         if not mark.is_file():
             with self.bar("measuring which student fits the budget", None):
                 choice = choose_student(self.target, wanted.budget_ms)
-            mark.write_text(f"{choice.kind.name}\n{choice.reason}", encoding="utf-8")
+            with storing_in(self.work):
+                write_file(mark, f"{choice.kind.name}\n{choice.reason}".encode())
         return STUDENTS[mark.read_text(encoding="utf-8").partition("\n")[0]]
 
     @property
@@ -161,8 +164,9 @@ class Parts:
                 seed=self.recipe.seed,
                 progress=lambda _, done, total: advance(completed=done, total=total),
             )
-        tokenizer.write_bytes(found.tokenizer_json)
-        _save(table, {"table": found.table})
+        with storing_in(self.work):
+            write_file(tokenizer, found.tokenizer_json)
+            write_file(table, save({"table": found.table}))
         return found
 
     def _own_sentences(self) -> list[str]:
@@ -354,10 +358,3 @@ def text_embedder(model: bytes, tokenizer_json: bytes) -> Callable[[Sequence[str
 def square(side: int) -> Preprocess:
     """Of a square input, in pixels."""
     return Preprocess(height=side, width=side)
-
-
-def _save(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    save_file(dict(tensors), part)
-    part.replace(path)

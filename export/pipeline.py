@@ -7,11 +7,12 @@ goes on where it was; the bundle itself appears whole, and only after the gate.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,18 +24,20 @@ import torch
 
 from edge_ravlm.bundle import Bundle, check_new, write_bundle
 from edge_ravlm.console import Bar
-from edge_ravlm.errors import needs_extra
+from edge_ravlm.errors import BundleError, needs_extra
 from edge_ravlm.export import answering, parity
 from edge_ravlm.export.data import corpus
 from edge_ravlm.export.distil import whitened
+from edge_ravlm.export.distil.checkpoint import storing_in
 from edge_ravlm.export.fusion import making
+from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.images import fingerprint, gather, own_files
 from edge_ravlm.export.judging import prepared
 from edge_ravlm.export.onnx_graph import teacher_graph
 from edge_ravlm.export.parts import BASE, EVERYDAY, Parts, square
 from edge_ravlm.export.quantize.candidates import calibrations
 from edge_ravlm.export.quantize.sensitivity import layer_gains
-from edge_ravlm.export.recipe import Recipe
+from edge_ravlm.export.recipe import Quantization, Recipe
 from edge_ravlm.export.report import report_files
 from edge_ravlm.machine import libraries, machine
 from edge_ravlm.manifest import (
@@ -79,10 +82,11 @@ def export(
     Raises:
         GateError: a quantized model does not behave like its original.
         DataError: pictures, weights or texts that cannot be used.
-        BundleError: ``out`` holds something already.
+        BundleError: ``out`` holds something already, or another export is making it.
         StorageError: the disk refused.
     """
-    check_new(out)
+    with storing_in(out):
+        check_new(out)
     for flavor in (BASE, target.flavor):
         calibrations(flavor, recipe.quantize.calibration)  # refuse now what would fail after the training
     _keep_freed_memory()
@@ -90,12 +94,18 @@ def export(
     with bar("composing and reading pictures", None):
         gathered = gather(recipe, base)
         # After that: what cannot be read for once does not empty the work folder.
-        work = _work_folder(out, _inputs(recipe, recipe_bytes, target, base))
-    job = _Job(Parts(recipe, target, gathered, work, base, bar))
-    contents, manifest = job.contents(recipe_bytes, allow_below_gate)
-    bundle = write_bundle(out, manifest, contents)
-    if not keep_work:
-        shutil.rmtree(work)
+        inputs = _inputs(recipe, target, base)
+    work = out.absolute().with_name(f".{out.name}.work")
+    with _held(work, out):
+        _keep_made_from(inputs, work)
+        if recipe.fusion.steps:  # it reads what the quantized encoder sees
+            own = msgspec.json.encode((inputs, recipe.quantize, recipe.fusion), order="deterministic")
+            _keep_made_from(hashlib.sha256(own).hexdigest(), work / "fusion")
+        job = _Job(Parts(recipe, target, gathered, work, base, bar))
+        contents, manifest = job.contents(recipe_bytes, allow_below_gate)
+        bundle = write_bundle(out, manifest, contents)
+        if not keep_work:
+            shutil.rmtree(work)
     return bundle
 
 
@@ -111,9 +121,15 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _inputs(recipe: Recipe, recipe_bytes: bytes, target: Target, base: Path) -> str:
-    """SHA-256 over all that the work folder's results are made from: recipe, target and the user's own files."""
-    digest = hashlib.sha256(recipe_bytes + b"\0" + target.name.encode())
+def _inputs(recipe: Recipe, target: Target, base: Path) -> str:
+    """SHA-256 over all that the students in the work folder learn from: recipe, target and the user's own files.
+
+    What the gate advises to change is not among it: such a change costs no training.
+    """
+    learnt = msgspec.structs.replace(
+        recipe, name="", gate=parity.Gate(), quantize=Quantization(), fusion=FusionSettings()
+    )
+    digest = hashlib.sha256(msgspec.json.encode((learnt, target.name), order="deterministic"))
     if recipe.text.corpus != EVERYDAY:
         digest.update("\n".join(corpus.read_sentences(base / recipe.text.corpus)).encode())
     for path in own_files(recipe, base):
@@ -122,15 +138,42 @@ def _inputs(recipe: Recipe, recipe_bytes: bytes, target: Target, base: Path) -> 
     return digest.hexdigest()
 
 
-def _work_folder(out: Path, inputs: str) -> Path:
-    """Where stages leave their results; emptied when they were made from other inputs (their SHA-256)."""
-    work = out.absolute().with_name(f".{out.name}.work")
-    mark = work / "inputs.sha256"
-    if not mark.is_file() or mark.read_text(encoding="ascii") != inputs:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+@contextmanager
+def _held(work: Path, out: Path) -> Iterator[None]:
+    """The work folder, made if need be, is this export's alone; raises BundleError while another one has it."""
+    with storing_in(work):
+        work.mkdir(parents=True, exist_ok=True)
+        handle = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(
+                f"output '{out}'",
+                expected="one export to it at a time",
+                got="another one at work",
+                do="wait for it, or choose another folder",
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _keep_made_from(inputs: str, folder: Path) -> None:
+    """Empty a folder of results unless they were made from these inputs (their SHA-256)."""
+    mark = folder / "inputs.sha256"
+    with storing_in(folder):
+        folder.mkdir(exist_ok=True)
+        if mark.is_file() and mark.read_bytes() == inputs.encode():
+            return
+        for path in folder.iterdir():  # not the folder itself, which is held
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         mark.write_text(inputs, encoding="ascii")
-    return work
 
 
 @dataclass

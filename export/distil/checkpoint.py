@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from edge_ravlm.errors import DataError, StorageError
+from edge_ravlm.files import storing
 
 CHECKPOINT, STUDENT = "checkpoint.safetensors", "student.safetensors"
 LOG = "log.csv"
@@ -151,23 +153,24 @@ class Log:
         self._write("a", [{name: f"{value:.6g}" for name, value in figures.items()}])
 
     def _write(self, mode: str, rows: list[dict[str, str]]) -> None:
-        try:
-            with self._path.open(mode, newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns)
-                if mode == "w":
-                    writer.writeheader()
-                writer.writerows(rows)
-        except OSError as error:
-            raise _refused(self._path.parent, error) from error
+        with storing_in(self._path.parent), self._path.open(mode, newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+def storing_in(folder: Path) -> AbstractContextManager[None]:
+    """Around writing there: what the disk refuses is a StorageError."""
+    return storing(f"folder '{folder}'", do=_ELSEWHERE)
 
 
 def _refused(folder: Path, error: Exception) -> StorageError:
-    return StorageError(
-        f"folder '{folder}'",
-        expected="room to write a checkpoint",
-        got=getattr(error, "strerror", None) or str(error),
-        do="free space there or choose another folder",
-    )
+    got = getattr(error, "strerror", None) or str(error)
+    return StorageError(f"folder '{folder}'", expected="a place that can be written", got=got, do=_ELSEWHERE)
+
+
+_ELSEWHERE = "free space there or choose another folder"
 
 
 def _foreign(path: Path, expected: str, got: str) -> DataError:

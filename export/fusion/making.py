@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from edge_ravlm.console import Bar
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.data import corpus, datasets
+from edge_ravlm.export.distil.checkpoint import storing_in
 from edge_ravlm.export.distil.things import parted
 from edge_ravlm.export.fusion import training
 from edge_ravlm.export.fusion.bank import Bank, make_bank, see
@@ -331,5 +332,6 @@ def _tokenizer(settings: FusionSettings, episodes: Episodes, work: Path, bar: Ba
 def _keep(path: Path, **arrays: NDArray[np.float16]) -> None:
     """Whole or not at all."""
     part = path.with_suffix(".part.npz")
-    np.savez(part, **arrays)  # type: ignore[arg-type]  # its stubs take the names for other arguments
-    part.replace(path)
+    with storing_in(path.parent):
+        np.savez(part, **arrays)  # type: ignore[arg-type]  # its stubs take the names for other arguments
+        part.replace(path)

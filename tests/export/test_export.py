@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import nn
 
 import edge_ravlm
 from edge_ravlm.bundle import Bundle
-from edge_ravlm.errors import BundleError, DataError
+from edge_ravlm.errors import BundleError, DataError, StorageError
 from edge_ravlm.export import parts, pipeline
 from edge_ravlm.export.align import fit
 from edge_ravlm.export.align.settings import AlignSettings
@@ -31,7 +32,7 @@ from edge_ravlm.export.fusion.making import TOKENIZER, FusionFigures, Made
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.images import gather
 from edge_ravlm.export.parity import GateError
-from edge_ravlm.export.recipe import Recipe, read_recipe
+from edge_ravlm.export.recipe import Quantization, Recipe, read_recipe
 from edge_ravlm.export.students import STUDENTS
 from edge_ravlm.export.students.choose import Choice
 from edge_ravlm.export.students.closer import CloserSettings
@@ -222,7 +223,7 @@ def test_an_interrupted_export_goes_on_only_with_the_same_inputs(base: Path, tmp
     corpus, picture = own / "corpus.txt", own / "pictures/3.png"
     recipe, data = read_recipe(own / "recipe.toml")
 
-    def goes_on(data: bytes = data, name: str = "cpu-x86") -> bool:
+    def goes_on(recipe: Recipe = recipe, name: str = "cpu-x86") -> bool:
         """Whether what an interrupted export had done is still there."""
         with pytest.raises(KeyboardInterrupt):
             pipeline.export(recipe, data, target(name), tmp_path / "out", base=own, bar=no_bar)
@@ -240,12 +241,76 @@ def test_an_interrupted_export_goes_on_only_with_the_same_inputs(base: Path, tmp
         assert not goes_on()
         picture.rename(own / "pictures/300.png")
         assert not goes_on()
-        assert not goes_on(data + b"# more")
-        assert not goes_on(data + b"# more", "cpu-arm64")
+        other = msgspec.structs.replace(recipe, distil=msgspec.structs.replace(recipe.distil, rate=1e-4))
+        assert not goes_on(other)
+        assert not goes_on(other, "cpu-arm64")
         corpus.unlink()
         with pytest.raises(DataError, match=r"corpus.*No such file"):
-            goes_on(data + b"# more", "cpu-arm64")
+            goes_on(other, "cpu-arm64")
         assert done.exists(), "a disk that is not there for once costs no work"
+
+
+def test_what_the_gate_advises_to_change_costs_no_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.static_text, "distil", stop)
+    recipe, data = read_recipe(base / "recipe.toml")
+    work = tmp_path / ".out.work"
+
+    def kept(**changed: object) -> tuple[bool, bool]:
+        """Whether what the encoders' training left is still there, and what the decoder's did."""
+        changed = {"fusion": FusionSettings(steps=1), **changed}
+        other = msgspec.structs.replace(recipe, **changed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.export(other, data, target("cpu-x86"), tmp_path / "out", base=base, bar=no_bar)
+        marks = (work / "done", work / "fusion" / "done")
+        found = tuple(mark.exists() for mark in marks)
+        for mark in marks:
+            mark.touch()
+        return found
+
+    assert kept() == (False, False)
+    assert kept() == (True, True)
+    assert kept(gate=msgspec.structs.replace(recipe.gate, cosine_mean=0.8)) == (True, True)
+    kept_float = Quantization(keep_float={"cpu-u8": ["a layer"]})
+    assert kept(quantize=kept_float) == (True, False), "the decoder reads what the quantized encoder sees"
+    assert kept(quantize=kept_float, fusion=FusionSettings(steps=2)) == (True, False)
+
+
+def test_two_exports_do_not_work_in_one_folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile(*_: object, **__: object) -> None:
+        with pytest.raises(BundleError, match="one export to it at a time"):
+            export(base, tmp_path / "out")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts.static_text, "distil", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        export(base, tmp_path / "out")
+
+
+def test_a_place_that_takes_no_files_is_named(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "out", tmp_path / ("x" * 250)):
+        with pytest.raises(StorageError, match="a place that can be written"):
+            export(base, out)
+    (tmp_path / ".full.work").mkdir()
+    (tmp_path / ".full.work" / "text.safetensors").mkdir()
+    recipe = read_recipe(base / "recipe.toml")[0]
+    (tmp_path / ".full.work" / "inputs.sha256").write_text(pipeline._inputs(recipe, target("cpu-x86"), base))
+    with pytest.raises(StorageError, match=r"\.full\.work"):
+        export(base, tmp_path / "full")
+
+
+def test_pictures_may_be_called_anything(base: Path, tmp_path: Path) -> None:
+    own = tmp_path / os.fsdecode(b"stra\xdfe 1")
+    shutil.copytree(base, own)
+    (own / "pictures/5.png").rename(own / "pictures" / os.fsdecode(b"caf\xe9.png"))
+    recipe = read_recipe(own / "recipe.toml")[0]
+    recipe = msgspec.structs.replace(recipe, images=msgspec.structs.replace(recipe.images, source="."))
+    (source,) = gather(recipe, own).sources
+    assert source.origin.startswith("120 pictures")
+    source.name.encode()  # as a manifest has to
+    assert pipeline._inputs(recipe, target("cpu-x86"), own)
 
 
 def test_texts_are_judged_on_topics_that_nothing_was_fitted_on(base: Path, tmp_path: Path) -> None:
