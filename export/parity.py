@@ -23,7 +23,7 @@ from edge_ravlm.frames import Frame, Pixels
 from edge_ravlm.manifest import Answering, Closer, Model
 from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.backends import Session, open_session
-from edge_ravlm.runtime.encoders import Eye, Look
+from edge_ravlm.runtime.encoders import GOLDEN_COSINE, Eye, Look
 
 Vectors = NDArray[np.float32]
 
@@ -325,6 +325,17 @@ def pass_or_raise(figures: Figures, flavor: str) -> None:
         got="; ".join(figures.failures),
         do=f"{keep}, or type --allow-below-gate to ship it all the same, on record",
     )
+
+
+def open_or_raise(worst: float, flavor: str) -> None:
+    """Raise GateError where golden frames differ so much from full precision that no runtime opens the bundle."""
+    if not worst >= GOLDEN_COSINE:
+        raise GateError(
+            f"golden frames of {flavor}",
+            expected=f"a cosine of at least {GOLDEN_COSINE} to full precision, without which no runtime opens a bundle",
+            got=f"{worst:.3f}",
+            do="keep layers in floating point (recipe: quantize.keep_float) or calibrate on more pictures",
+        )
 
 
 def cosine(a: Vectors, b: Vectors) -> NDArray[np.float64]:

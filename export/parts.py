@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +39,7 @@ from edge_ravlm.export.students.static_text import StaticText
 from edge_ravlm.export.teachers import ImageTeacher, image_teacher, text_teacher
 from edge_ravlm.export.teachers.weights import package_source
 from edge_ravlm.files import write_file
+from edge_ravlm.frames import Pixels
 from edge_ravlm.manifest import (
     Closer,
     Flavor,
@@ -53,7 +53,7 @@ from edge_ravlm.preprocess import Preprocess
 from edge_ravlm.runtime.apps.demo import load_clip
 from edge_ravlm.runtime.backends import open_session
 from edge_ravlm.runtime.camera import open_camera
-from edge_ravlm.runtime.encoders import TOKENS, glimpses_of
+from edge_ravlm.runtime.encoders import TOKENS, Eye
 from edge_ravlm.targets import Target
 
 BASE = "cpu-u8"
@@ -294,23 +294,29 @@ class Parts:
         """Embeds texts with the model that ships."""
         return text_embedder(self.models[f"models/text.{BASE}.onnx"], self.text_student.tokenizer_json)
 
-    def golden(self) -> bytes:
+    @cached_property
+    def golden(self) -> dict[str, NDArray[Any]]:
         """Frames, and glimpses of them if there is a closer look, with their full-precision embeddings (``Manifest``).
 
         They are of the package's own clip: a bundle carries no picture that is somebody else's.
         """
         with open_camera(load_clip()[0]) as camera:
             frames = [f.pixels for f in islice(camera.frames(), 0, GOLDEN_FRAMES * GOLDEN_STRIDE, GOLDEN_STRIDE)]
-        arrays: dict[str, Any] = {
-            "pixels": np.concatenate(prepared(frames, self.preprocess)),
-            "embeddings": self.full(frames),
-        }
+        eye = self.full.eye()
+        found = {"pixels": np.concatenate(prepared(frames, self.preprocess))}
         if self.constants is not None:
-            arrays["glimpse_pixels"] = np.concatenate(prepared(frames, glimpses_of(self.preprocess, self.constants)))
-            arrays["glimpse_embeddings"] = self.full.glimpsed(frames)
-        out = io.BytesIO()
-        np.savez_compressed(out, **arrays)
-        return out.getvalue()
+            found["glimpse_pixels"] = np.concatenate(prepared(frames, eye.glimpse))
+        embeddings = {name.replace("pixels", "embeddings"): embedded(eye, pixels) for name, pixels in found.items()}
+        eye.close()
+        return {**found, **embeddings}
+
+    def replayed(self, flavor: str) -> float:
+        """The least cosine of a flavour's golden frames and glimpses to those of full precision, as it runs here."""
+        eye, golden = self.embedder(flavor).eye(), self.golden
+        names = [name for name in golden if name.endswith("pixels")]
+        found = [parity.cosine(golden[n.replace("pixels", "embeddings")], embedded(eye, golden[n])) for n in names]
+        eye.close()
+        return float(np.min(found))
 
     def image_space(self) -> Space:
         """Named by the full-precision student."""
@@ -353,6 +359,11 @@ def text_embedder(model: bytes, tokenizer_json: bytes) -> Callable[[Sequence[str
         return np.asarray(session.run(feeds, ("embedding",))[0], np.float32)
 
     return embed
+
+
+def embedded(eye: Eye, pixels: Pixels) -> Vectors:
+    """Each picture alone: uint8 [n, h, w, 3] -> float32 [n, dim]."""
+    return np.stack([eye.embed(one[None]) for one in pixels])
 
 
 def square(side: int) -> Preprocess:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from edge_ravlm.bundle import Bundle, check_new, write_bundle
 from edge_ravlm.console import Bar
@@ -80,7 +83,8 @@ def export(
         keep_work: leave the work folder, which holds what was trained in full precision.
 
     Raises:
-        GateError: a quantized model does not behave like its original.
+        GateError: a quantized model does not behave like its original; so little, even below the gate, that the runtime
+            would not open the bundle.
         DataError: pictures, weights or texts that cannot be used.
         BundleError: ``out`` holds something already, or another export is making it.
         StorageError: the disk refused.
@@ -258,8 +262,10 @@ class _Job:
         for flavor in parts.flavors:
             with parts.bar(f"judging {flavor}", None):
                 judged[flavor] = self.figures(flavor)
+                worst = parts.replayed(flavor)
             if not allow_below_gate:
                 parity.pass_or_raise(judged[flavor], flavor)
+            parity.open_or_raise(worst, flavor)
         decoder = parts.decoder  # an hour's training, which is not for encoders that fail
         fusion = parts.flavors[BASE].fusion
         if decoder is not None and fusion is not None:
@@ -275,7 +281,7 @@ class _Job:
         engines = self.engines()
         files |= {engine.file: data for engine, data in engines}
         files |= {"tokenizer.json": parts.text_student.tokenizer_json, "recipe.toml": recipe_bytes}
-        files |= {GOLDEN: parts.golden(), "LICENCES.md": _licences(parts.sources).encode()}
+        files |= {GOLDEN: _packed(parts.golden), "LICENCES.md": _licences(parts.sources).encode()}
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=parts.recipe.name,
@@ -313,6 +319,12 @@ class _Job:
         sides = None if closer is None else (closer.side, parts.preprocess.height)
         with parts.bar(f"building engines for {parts.target.name}", None):
             return build(parts.models[file], file, parts.target, batch=Batch(sides=sides))
+
+
+def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, **dict[str, Any](arrays))
+    return out.getvalue()
 
 
 def _indented(figures: msgspec.Struct) -> bytes:

@@ -198,6 +198,13 @@ def test_a_missed_limit_stops_the_export_and_can_only_be_overruled_on_record(bas
     assert "cosine_mean" in json.loads(bundle.read("parity/cpu-u8.json"))["failures"][0]
 
 
+def test_what_no_runtime_opens_leaves_no_export(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.Parts, "replayed", lambda *_: 0.9)
+    with pytest.raises(GateError, match=r"golden frames of cpu-u8: expected a cosine of at least 0\.97"):
+        export(base, tmp_path / "out", allow_below_gate=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_broken_decoder_stops_the_export_too(base: Path, tmp_path: Path) -> None:
     figures = FusionFigures(
         exact=0.9, abstains=0.7, false_abstention=0.0, agreement=0.2, by_kind={}, parameters=1

@@ -220,6 +220,13 @@ def test_the_layer_to_keep_in_floating_point_is_named() -> None:
         pass_or_raise(figures, "cpu-u8")
 
 
+@pytest.mark.parametrize("worst", [0.9, float("nan")])
+def test_what_no_runtime_would_open_is_stopped(worst: float) -> None:
+    parity.open_or_raise(0.98, "cpu-u8")
+    with pytest.raises(GateError, match=r"golden frames of cpu-u8: expected a cosine of at least 0\.97"):
+        parity.open_or_raise(worst, "cpu-u8")
+
+
 def test_recall_counts_own_memories_only() -> None:
     memories = np.float32(np.eye(12))
     queries = memories[[0, 1, 2, 3]]
