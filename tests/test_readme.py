@@ -19,7 +19,7 @@ import pytest
 from edge_ravlm.cli import build_app, run
 from edge_ravlm.runtime.bench_cli import DEFAULT_REPORT
 from edge_ravlm.runtime.cli import DEFAULT_SHEET
-from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings
+from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings, read_app
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def test_the_python_example_runs_and_answers(gate: Path) -> None:
 
 
 def test_the_shell_examples_run_and_answer(gate: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (app,) = blocks("toml")
+    app, _broker = blocks("toml")
     (gate / "now").mkdir()
     (gate / "now/1.jpg").write_bytes((gate / "build/demo-now.jpg").read_bytes())
     one_picture = app.replace("rtsp://camera.local/stream", "now").replace("[2, 3]", "[1, 1]")
@@ -94,6 +94,12 @@ def test_the_shell_examples_run_and_answer(gate: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count("the gate is open") >= 2
     (event,) = (gate / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(event)["text"] == "the gate is open"
+
+
+def test_the_sink_for_a_broker_is_one(tmp_path: Path) -> None:
+    app, broker = blocks("toml")
+    (tmp_path / "home.toml").write_text(app + broker, encoding="utf-8")
+    assert [sink.kind for sink in read_app(tmp_path / "home.toml").sinks] == ["file", "mqtt"]
 
 
 @pytest.mark.parametrize("line", command_lines())

@@ -31,8 +31,9 @@ from edge_ravlm.runtime.watching.events import Steady, as_dict
 from edge_ravlm.runtime.watching.feeds import Feed
 from edge_ravlm.runtime.watching.lanes import Told, Watch
 from edge_ravlm.runtime.watching.metrics import Metrics, longest
+from edge_ravlm.runtime.watching.mqtt import MqttSink
 from edge_ravlm.runtime.watching.process import give_back, on_time, settled
-from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, WatchSettings, read_app
+from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings, read_app
 from edge_ravlm.runtime.watching.sinks import Sink
 from edge_ravlm.runtime.watching.trace import Trace
 from edge_ravlm.runtime.watching.watcher import Watcher
@@ -99,18 +100,26 @@ class App:
             self.ravlm = stack.enter_context(_loaded(self.settings, self._base))
             self._metrics = stack.enter_context(Metrics(self.settings.metrics_port, self.settings.metrics_host))
             self._trace = stack.enter_context(Trace(trace))
-            alone = self.stop if len(self.settings.sinks) == 1 else None
-            sinks = [
-                (sink.what, Sink(self._base / sink.path if sink.path else None, alone)) for sink in self.settings.sinks
-            ]
-            self._sinks = [sink for _, sink in sinks]
-            for sink in self._sinks:
-                stack.callback(sink.close)
-            self._events: list[Put] = [sink.put for what, sink in sinks if what == "events"]
-            self._answers: list[Put] = [sink.put for what, sink in sinks if what == "answers"]
+            self._events, self._answers = list[Put](), list[Put]()
+            self._sinks = [self._opened(sink, stack) for sink in self.settings.sinks]
+            self._brokers = [sink for sink in self._sinks if isinstance(sink, MqttSink)]
             self._events += [on_event] if on_event is not None else []
             self._answers += [on_answer] if on_answer is not None else []
             self._stack = stack.pop_all()
+
+    def _opened(self, settings: SinkSettings, stack: ExitStack) -> Sink | MqttSink:
+        """A sink that is put what it asks for, and closed with the stack."""
+        sink: Sink | MqttSink
+        if settings.kind == "mqtt":
+            sink = MqttSink(settings, self._base)
+            self._events.append(sink.put)
+            self._answers += [sink.answer] if settings.what == "answers" else []
+        else:
+            alone = self.stop if len(self.settings.sinks) == 1 else None
+            sink = Sink(self._base / settings.path if settings.path else None, alone)
+            (self._events if settings.what == "events" else self._answers).append(sink.put)
+        stack.callback(sink.close)
+        return sink
 
     def __enter__(self) -> App:
         return self
@@ -227,6 +236,8 @@ class App:
                 for name, watch in asked.items()
             }
             self._asked = asked
+        for broker in self._brokers:
+            broker.watches(settings.watches)
         self._watcher.watch([settings.watch(watch) for watch in settings.watches])
         wanted = {camera.name: camera for camera in settings.cameras}
         for name, feed in list(self.feeds.items()):
@@ -280,6 +291,8 @@ class App:
             steady, asked = self._steady.get(told.watch), self._asked.get(told.watch)
         question = {"question": asked.question if asked is not None else ""}
         event = None if steady is None else steady.add(told)
+        for broker in self._brokers if steady is not None and steady.turned else ():
+            broker.state(question | as_dict(told))
         if steady is not None and not steady.settled:
             self._watcher.again(told.camera, told.watch)
         rows = [(put, as_dict(told)) for put in self._answers]

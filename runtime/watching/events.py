@@ -38,6 +38,8 @@ class Steady:
     Attributes:
         settled: whether the last answer was found on its own frame, and holds; the next one tells nothing new then,
             unless something moves.
+        turned: whether with the last answer another one is what ``agree`` say, be it an event or not, or too soon for
+            one.
     """
 
     def __init__(
@@ -46,21 +48,25 @@ class Steady:
         self._answers, self._needed, self._cool_down_s = frozenset(map(gist, answers)), agree[0], cool_down_s
         self._newest: deque[str] = deque(maxlen=agree[1])
         self._state: str | None = None
+        self._agreed: str | None = None
         self._told_at: dict[str, float] = {}
-        self.settled = False
+        self.settled = self.turned = False
 
     def add(self, told: Told) -> Event | None:
         """The event that this answer completes, if it does. Held answers say nothing new."""
-        self.settled = False
+        self.settled = self.turned = False
         if told.age_frames:
             return None
         answer = gist(told.answer.text)
         self._newest.append(answer)
+        agreed = self._newest.count(answer) >= self._needed
+        if agreed:
+            self.turned, self._agreed = answer != self._agreed, answer
         before = self._state
         if before is not None and answer == gist(before):
             self.settled = True
             return None
-        if self._newest.count(answer) < self._needed:
+        if not agreed:
             return None
         is_event = not self._answers or answer in self._answers
         if is_event and told.captured_at - self._told_at.get(answer, float("-inf")) < self._cool_down_s:

@@ -39,7 +39,7 @@ from edge_ravlm.runtime.memory import Where
 from edge_ravlm.runtime.watching.lanes import Watch
 from edge_ravlm.runtime.watching.process import NICE
 
-Name = Annotated[str, Meta(pattern=r"^[\w.-]{1,64}$")]
+Name = Annotated[str, Meta(pattern=r"^[\w.-]{1,64}\Z")]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]  # not infinite
 Least0 = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=64)]
@@ -112,17 +112,34 @@ class WatchSettings(_Strict, frozen=True):
 
 
 class SinkSettings(_Strict, frozen=True):
-    """Where answers go, a JSON object a line.
+    """Where answers go: a JSON object a line, or messages to an MQTT broker, which the keys from ``host`` on are for.
 
     Attributes:
-        kind: ``stdout`` or ``file``.
+        kind: ``stdout``, ``file`` or ``mqtt``.
         path: of the file, which is appended to; relative to the app's.
-        what: ``events`` (changes that hold), or all ``answers``.
+        what: ``events`` (changes that hold), or all ``answers``; over MQTT these come beside the events.
+        host: of the broker.
+        port: where it listens; 0 is 1883, or 8883 with ``tls``.
+        topic: what all topics begin with; an app's own.
+        username: that the broker knows, if it asks for one.
+        password_file: a file with the password alone; relative to the app's.
+        tls: talk to the broker encrypted, and check who it is.
+        ca_file: certificates of those who may vouch for it; relative to the app's; the system's without it.
+        discovery: what Home Assistant's discovery topics begin with, usually ``homeassistant``; without it, there are
+            none.
     """
 
-    kind: Literal["stdout", "file"] = "stdout"
+    kind: Literal["stdout", "file", "mqtt"] = "stdout"
     path: str = ""
     what: Literal["events", "answers"] = "events"
+    host: str = ""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    topic: str = "edge-ravlm"
+    username: str = ""
+    password_file: str = ""
+    tls: bool = False
+    ca_file: str = ""
+    discovery: str = ""
 
 
 class AppSettings(_Strict, frozen=True):
@@ -226,5 +243,41 @@ def check_app(app: AppSettings) -> None:
                 do="give the corners in pixels of the camera's frames",
             )
     for sink in app.sinks:
-        if (sink.kind == "file") != bool(sink.path):
-            raise ValueError(f"a {sink.kind} sink {'without' if sink.kind == 'file' else 'with'} a path")
+        _check_sink(sink)
+
+
+_TOPIC = re.compile(r"(?!\$)[^/+#\x00-\x1f\x7f]+(/[^/+#\x00-\x1f\x7f]+)*")
+_HOST = re.compile(r"[^\s/\x00-\x1f\x7f]+")
+
+
+def _check_sink(sink: SinkSettings) -> None:
+    for key, kind in (("path", "file"), ("host", "mqtt")):
+        if (sink.kind == kind) != bool(getattr(sink, key)):
+            raise ValueError(f"a sink of kind {sink.kind} {'without' if sink.kind == kind else 'with'} a {key}")
+    if sink.kind != "mqtt":
+        if sink != SinkSettings(kind=sink.kind, path=sink.path, what=sink.what):
+            raise ValueError(f"a sink of kind {sink.kind} with keys that are for mqtt")
+        return
+    for key, topic in (("topic", sink.topic), ("discovery", sink.discovery or "none")):
+        if not _TOPIC.fullmatch(topic) or len(topic) > _LONGEST_TOPIC:
+            raise ValueError(
+                f"a sink of kind mqtt whose {key} is {topic!r}, not levels with single slashes between, without +, # "
+                f"and control characters, no $ in front, {_LONGEST_TOPIC} characters at most"
+            )
+    if not _HOST.fullmatch(sink.host) or not _is_name(sink.host):
+        raise ValueError(f"a sink of kind mqtt whose host is {sink.host!r}, no name or address of a machine")
+    for key, needed in (("password_file", "username"), ("ca_file", "tls")):
+        if getattr(sink, key) and not getattr(sink, needed):
+            raise ValueError(f"a sink of kind mqtt with a {key}, but without {needed}")
+
+
+_LONGEST_TOPIC = 200
+
+
+def _is_name(host: str) -> bool:
+    """Whether its parts are as long as those of a name may be."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True

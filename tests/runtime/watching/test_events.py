@@ -63,6 +63,18 @@ def test_what_is_settled_needs_no_further_answer() -> None:
     assert [settled("a", 6.0), settled("a", 7.0), settled("a", 61.0)] == [False, False, True], "when it cooled down"
 
 
+def test_what_turned_is_told_whatever_is_an_event() -> None:
+    steady = Steady(("a",), agree=(2, 3), cool_down_s=60.0)
+
+    def turned(text: str, at: float, age_frames: int = 0) -> bool:
+        steady.add(told(text, at, age_frames))
+        return steady.turned
+
+    assert [turned("a", 0.0), turned("A.", 1.0), turned("a", 2.0)] == [False, True, False]
+    assert [turned("b", 3.0), turned("b", 4.0, age_frames=1), turned("b", 5.0)] == [False, False, True], "no event"
+    assert [turned("a", 6.0), turned("a", 7.0), turned("a", 8.0)] == [False, True, False], "too soon for an event"
+
+
 def test_a_held_answer_says_nothing_new() -> None:
     steady = Steady(agree=(2, 2))
     assert steady.add(told("a")) is None

@@ -58,7 +58,7 @@ def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
         ("agree = [2, 3]", "agrees = [2, 3]", "use one of name, camera, question, region, tags"),
         ("budget_ms = 40", "budget = 40", "use one of memory, cameras, watches"),
         ('name = "drive"', 'name = "drive"\nfsp = 5', "use one of name, source, fps, frames, loop, frozen_s"),
-        ("[[cameras]]", '[[sinks]]\nkind = "mqtt"\n[[cameras]]', "use stdout or file"),
+        ("[[cameras]]", '[[sinks]]\nkind = "mail"\n[[cameras]]', "use stdout or file or mqtt"),
         ("[[cameras]]", '[[sinks]]\nwhat = "all"\n[[cameras]]', "use events or answers"),
         (
             'source = "rtsp://camera.local/stream"',
@@ -79,11 +79,12 @@ def test_a_watch_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
         ("every_ms = 500", "hops = 9", "hops: expected 1 to 2"),
         ("every_ms = 500", "tags = {floor = nan}", "tag 'floor'"),
         ('name = "garage"', 'name = "the garage"', "matching regex"),
+        ('name = "garage"', 'name = "garage\\n"', "matching regex"),
         ("[[cameras]]", '[[cameras]]\nname = "drive"\nsource = "0"\n[[cameras]]', "two cameras named 'drive'"),
         ('memory = "home.memory"', "", "missing required field `memory`"),
         ("budget_ms = 40", "budget_ms = = 40", "Invalid"),
-        ("[[cameras]]", '[[sinks]]\nkind = "file"\n[[cameras]]', "a file sink without a path"),
-        ("[[cameras]]", '[[sinks]]\npath = "x"\n[[cameras]]', "a stdout sink with a path"),
+        ("[[cameras]]", '[[sinks]]\nkind = "file"\n[[cameras]]', "a sink of kind file without a path"),
+        ("[[cameras]]", '[[sinks]]\npath = "x"\n[[cameras]]', "a sink of kind stdout with a path"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, sentence: str) -> None:
@@ -92,6 +93,43 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, sentence: st
         read_app(written(tmp_path, GOOD.replace(old, new, 1)))
     assert sentence in str(caught.value)
     assert "app.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ("", "a sink of kind mqtt without a host"),
+        ('host = "mqtt://broker:1883"', "a sink of kind mqtt whose host is 'mqtt://broker:1883', no name or address"),
+        ('host = "a..b"', "a sink of kind mqtt whose host is 'a..b', no name or address"),
+        ('host = "broker"\npath = "x"', "a sink of kind mqtt with a path"),
+        ('host = "broker"\nport = 70000', "<= 65535"),
+        ('host = "broker"\ntopic = "house/+"', "whose topic is 'house/+', not levels with single slashes"),
+        ('host = "broker"\ntopic = "house/#"', "and control characters"),
+        ('host = "broker"\ntopic = "house\\u0000"', "and control characters"),
+        ('host = "broker"\ntopic = ""', "whose topic is ''"),
+        ('host = "broker"\ntopic = "house/"', "whose topic is 'house/'"),
+        ('host = "broker"\ntopic = "$SYS"', "no $ in front"),
+        (f'host = "broker"\ntopic = "{"x" * 201}"', "200 characters at most"),
+        ('host = "broker"\ndiscovery = "#"', "whose discovery is '#'"),
+        ('host = "broker"\npassword_file = "p"', "a password_file, but without username"),
+        ('host = "broker"\nca_file = "p"', "a ca_file, but without tls"),
+        ('host = "broker"\npassword = "s3cret"', "unknown field `password`"),
+    ],
+)
+def test_what_is_wrong_with_a_broker_is_named(tmp_path: Path, keys: str, sentence: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_app(written(tmp_path, f'{GOOD}\n[[sinks]]\nkind = "mqtt"\n{keys}\n'))
+    assert sentence in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_broker_may_be_all_that_is_said(tmp_path: Path) -> None:
+    (sink,) = read_app(written(tmp_path, f'{GOOD}\n[[sinks]]\nkind = "mqtt"\nhost = "::1"\n')).sinks
+    assert (sink.topic, sink.port, sink.tls, sink.discovery) == ("edge-ravlm", 0, False, "")
+    with pytest.raises(DataError, match="a sink of kind file with a host"):
+        read_app(written(tmp_path, f'{GOOD}\n[[sinks]]\nkind = "file"\npath = "x"\nhost = "broker"\n'))
+    with pytest.raises(DataError, match="a sink of kind stdout with keys that are for mqtt"):
+        read_app(written(tmp_path, f'{GOOD}\n[[sinks]]\ntopic = "house"\n'))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
