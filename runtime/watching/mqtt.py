@@ -174,7 +174,7 @@ class MqttSink:
                 "name": watch.camera,
                 "manufacturer": "EdgeRAVLM",
             },
-            "origin": {"name": "EdgeRAVLM", "sw_version": version("edge-ravlm")},
+            "origin": {"name": "EdgeRAVLM", "sw_version": version("edge-ravlm") or ""},
         }
         return f"{self._discovery}/sensor/{unique}/config", _json(config) if exists else b""
 
@@ -214,10 +214,14 @@ class MqttSink:
             self._sending = False
             if is_event and not self._ended:
                 self._waiting.popleft()
+            if self._complaints and not (self._ended or self._waiting or self._unsent):
+                self._complaints.clear()
+                self._lossy = False
+                log.warning("sink '%s': the broker is back", self.path)
             self._turn.notify_all()
 
     def _lost(self, count: int, why: str) -> None:
-        """Count what is not published, and say so once until the broker comes back."""
+        """Count what is not published, and say so once until the broker is back and has taken all."""
         self.dropped += count
         if not self._lossy:
             log.warning("sink '%s': lines are lost: %s", self.path, why)
@@ -232,11 +236,9 @@ class MqttSink:
             self._complain(f"the broker refuses: {reason}{check}")
             return
         with self._turn:
-            self._online, self._lossy = True, False
-            self._complaints.clear()
+            self._online = True
             self._unsent = {**self._retained, self._status: b"online"}
             self._turn.notify_all()
-        log.info("sink '%s': connected", self.path)
 
     def _on_connect_fail(self, *_: object) -> None:
         error = sys.exc_info()[1]  # it is called where that is handled
@@ -246,7 +248,7 @@ class MqttSink:
     def _on_disconnect(self, *_: object) -> None:
         with self._turn:
             was_online, self._online = self._online, False
-        if was_online and not self._ended:
+        if was_online:
             self._complain("the broker is gone")
         elif not self._greeted:
             self._complain("no broker: it hung up, or said nothing; check port and tls")
@@ -259,10 +261,11 @@ class MqttSink:
                 self._turn.notify_all()
 
     def _complain(self, why: str) -> None:
-        """Say it once until the broker is there."""
-        if why not in self._complaints:
-            self._complaints.add(why)
-            log.warning("sink '%s': %s; it is tried again, and events wait", self.path, why)
+        """Say it once until the broker has taken all: one that hangs up on something does so each time."""
+        with self._turn:
+            if why not in self._complaints and not self._ended:
+                self._complaints.add(why)
+                log.warning("sink '%s': %s; it is tried again, and events wait", self.path, why)
 
 
 def _json(row: dict[str, Any]) -> bytes:

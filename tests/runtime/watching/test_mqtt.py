@@ -283,6 +283,7 @@ def test_nothing_is_lost_and_all_in_order_while_the_broker_is_away(
             sink.put(row(frame))
         until(lambda: listener.numbers() == list(range(30)))
     assert (sink.dropped, sink.stuck) == (0, False)
+    assert caplog.text.count("the broker is back") == 1
 
 
 @needs_broker
@@ -325,6 +326,20 @@ def test_what_does_not_fit_while_it_is_away_is_counted_and_said_once(
     assert caplog.text.count("lines are lost: 5 events wait for the broker") == 1
     assert caplog.text.count("lines are lost") == 1
     assert caplog.text.count("Connection refused") == 1
+
+
+@needs_broker
+def test_a_broker_that_hangs_up_on_each_event_is_complained_of_once(
+    broker: Broker, until: Until, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mqtt, "CLOSE_S", 0.1)
+    broker.lines += ["max_packet_size 100"]  # enough for its status
+    broker.start()
+    with opened(broker.settings()) as sink:
+        sink.put(row())
+        until(lambda: broker.log.read_text().count("New client connected") > 3)
+    assert caplog.text.count("the broker is gone") == 1
+    assert (sink.dropped, sink.stuck) == (1, True)
 
 
 @needs_broker
