@@ -165,11 +165,12 @@ def section(broker: Broker, more: str = "") -> str:
 
 
 @needs_broker
-def test_events_answers_and_what_holds_arrive(home: Path, yard: Any, broker: Broker) -> None:
+def test_events_answers_and_what_holds_arrive(home: Path, yard: Any, broker: Broker, until: Until) -> None:
     broker.start()
     more = section(broker, 'what = "answers"\ntopic = "house/edge"')
     with Listener(broker) as listener:
         with App(written(home, "mqtt.toml", yard, watch="agree = [2, 3]", more=more)) as app:
+            until(lambda: bool(listener.of("house/edge/status")))  # before it is there, answers are not kept
             app.run()
         retained = broker.retained()
     events, answers = listener.of("house/edge/yard/gate/event"), listener.of("house/edge/yard/gate/answer")
