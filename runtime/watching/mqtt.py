@@ -276,8 +276,10 @@ def _password(path: Path) -> str:
     fault = ""
     try:
         password = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        fault = getattr(error, "strerror", None) or "no text"
+    except UnicodeDecodeError:  # which would tell a part of it
+        fault = "no text"
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        fault = getattr(error, "strerror", None) or str(error)
     else:
         if not 0 < len(password.encode()) <= 65_535:
             fault = f"one of {len(password.encode())} bytes"
@@ -291,10 +293,10 @@ def _password(path: Path) -> str:
 def _trust(client: Any, authorities: Path | None) -> None:
     try:
         client.tls_set(None if authorities is None else str(authorities))
-    except OSError as error:  # also what OpenSSL finds wrong
+    except (OSError, ValueError) as error:  # also what OpenSSL finds wrong; ValueError: a name that no file can have
         raise DataError(
             f"ca_file '{authorities}'",
             expected="a readable file with certificates (PEM)",
-            got=error.strerror or str(error),
+            got=getattr(error, "strerror", None) or str(error),
             do="check the path",
         ) from None

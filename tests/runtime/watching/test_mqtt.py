@@ -398,6 +398,9 @@ def test_a_password_that_cannot_be_read_is_named(home: Path, yard: Any, capsys: 
         (home / "broker.password").write_bytes(content)
         with pytest.raises(DataError, match=got):
             MqttSink(settings, home)
+    for key, more in (("password_file", {"username": "cam"}), ("ca_file", {"tls": True})):
+        with pytest.raises(DataError, match=f"{key} '.*embedded null"):
+            MqttSink(SinkSettings(kind="mqtt", host="127.0.0.1", **more, **{key: "a\0b"}), home)  # type: ignore[arg-type]
 
 
 def test_without_the_extra_it_is_named(home: Path, yard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
