@@ -87,8 +87,8 @@ def test_what_a_browser_wants_does_not_go_before_the_cameras_answers(house: Any)
         assert call(house.url, "/api/state").status == 200
     threads = [one for one in threading.enumerate() if one.name == "server" or one.name.startswith("AnyIO")]
     assert len(threads) > 1
-    assert {os.getpriority(os.PRIO_PROCESS, one.native_id or 0) for one in threads} == {1}
-    assert os.getpriority(os.PRIO_PROCESS, 0) <= 0
+    own = os.getpriority(os.PRIO_PROCESS, os.getpid())  # below 0 while the app watches, where that is allowed
+    assert {os.getpriority(os.PRIO_PROCESS, one.native_id or 0) for one in threads} == {max(1, own)}
 
 
 def test_cameras_that_have_ended_are_still_asked_about(house: Any) -> None:
