@@ -130,8 +130,8 @@ def run(
     """Watch cameras and answer questions about their frames until they end, or until Ctrl-C or SIGTERM.
 
     Args:
-        app: a TOML file with cameras, watches and sinks (see the README); it may be changed while it runs. Without it
-            one camera is watched, as the options say.
+        app: a TOML file with cameras, watches and sinks (see runtime/APPS.md); it may be changed while it runs. Without
+            it one camera is watched, as the options say.
         source: a file, a folder of images, a webcam index, an rtsp:// or http:// address, or gst:PIPELINE.
         ask: a question about every frame; may be given several times.
         memory: the memory's folder.

@@ -1,4 +1,4 @@
-"""The README is true: its code runs, its commands exist, its links lead somewhere."""
+"""README and APPS.md are true: code runs, commands, keys and requests exist, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ import pytest
 from edge_ravlm.cli import build_app, run
 from edge_ravlm.runtime.bench_cli import DEFAULT_REPORT
 from edge_ravlm.runtime.cli import DEFAULT_SHEET
+from edge_ravlm.runtime.serving.api import make
+from edge_ravlm.runtime.serving.desk import Desk
+from edge_ravlm.runtime.serving.guard import Guard
 from edge_ravlm.runtime.watching.settings import AppSettings, CameraSettings, SinkSettings, WatchSettings, read_app
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+APPS = (ROOT / "runtime/APPS.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
 NOT_RUN = (
     "edge-ravlm export",
@@ -33,8 +37,8 @@ NOT_RUN = (
 """Lines that need the export extra, hours or a camera, or never end: their arguments are checked, they are not run."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def command_lines() -> list[str]:
@@ -83,7 +87,7 @@ def test_the_python_example_runs_and_answers(gate: Path) -> None:
 
 
 def test_the_shell_examples_run_and_answer(gate: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    app, _broker = blocks("toml")
+    (app,) = blocks("toml")
     (gate / "now").mkdir()
     (gate / "now/1.jpg").write_bytes((gate / "build/demo-now.jpg").read_bytes())
     one_picture = app.replace("rtsp://camera.local/stream", "now").replace("[2, 3]", "[1, 1]")
@@ -97,7 +101,7 @@ def test_the_shell_examples_run_and_answer(gate: Path, capsys: pytest.CaptureFix
 
 
 def test_the_sink_for_a_broker_is_one(tmp_path: Path) -> None:
-    app, broker = blocks("toml")
+    (app,), (broker,) = blocks("toml"), blocks("toml", APPS)
     (tmp_path / "home.toml").write_text(app + broker, encoding="utf-8")
     assert [sink.kind for sink in read_app(tmp_path / "home.toml").sinks] == ["file", "mqtt"]
 
@@ -137,7 +141,7 @@ def test_every_key_of_an_app_is_explained_with_its_default() -> None:
     parts = {"app": AppSettings, "cameras": CameraSettings, "watches": WatchSettings, "sinks": SinkSettings}
     explained: dict[str, dict[str, str]] = {part: {} for part in parts}
     part = ""
-    for first, keys, meaning in re.findall(r"^\| (.*)\| (`[a-z_, `]+) \| (.*) \|$", TEXT, re.MULTILINE):
+    for first, keys, meaning in re.findall(r"^\| (.*)\| (`[a-z_, `]+) \| (.*) \|$", APPS, re.MULTILINE):
         part = first.strip(" `[]") or part
         if part in parts:
             explained[part] |= dict.fromkeys(re.findall(r"[a-z_]+", keys), meaning)
@@ -149,6 +153,15 @@ def test_every_key_of_an_app_is_explained_with_its_default() -> None:
             if isinstance(default, (bool, int, float)):
                 shown = str(default).lower() if isinstance(default, bool) else f"{default:g}"
                 assert re.search(rf"\((?:.*\D)?{shown}(?:\D.*)?\)$", meaning), (part, name, default, meaning)
+
+
+def test_every_request_of_the_http_api_is_listed() -> None:
+    (table,) = re.findall(r"\| request \|.*?\n\n", APPS, re.DOTALL)
+    listed = {tuple(row) for row in re.findall(r"^\| `([A-Z]+) (/\S*)`", table, re.MULTILINE)}
+    paths = make(Desk.__new__(Desk), Guard(None)).openapi()["paths"]
+    served = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    named = {(method, re.sub(r"\{id_\}", "ID", re.sub(r"\{camera\}", "NAME", path))) for method, path in served}
+    assert listed == named | {("GET", "/"), ("GET", "/api/openapi.json")}
 
 
 def test_links_and_scripts_lead_somewhere() -> None:
