@@ -28,6 +28,9 @@ _NAMING = ("meaning", "name", "caption")
 _SEEN, _BESIDE, _HOPPED, _EXPLAINED = 5, 2, 4, 3
 """Entries: the nearest pictures, at most so many that the words bring; of two hops the nearest, and explanations."""
 
+_CLOSED = 0.7
+"""Share of the questions for a yes or no among those that a picture answers alone, without any memory."""
+
 _WHOLE, _WORDED = 0.6, 8
 """Share of the memories that hold everything; entries that those that the words bring are the nearest of."""
 
@@ -143,6 +146,14 @@ class Episodes:
         parts = ([row for row, is_closed in enumerate(closed) if is_closed is part] for part in (True, False))
         self._groups = [part for part in parts if part]
         self.dim = int(shelves[0].bank.taught.shape[2])
+
+    def alone(self, rng: np.random.Generator) -> Episode:
+        """One question that a picture answers alone, without any memory, mostly with yes or no.
+
+        That takes all that the other questions take, and comparing what is seen with what is asked as well.
+        """
+        found = self._told_one(0 if rng.random() < _CLOSED else -1, rng)
+        return self._without_memory(*found, ())
 
     def draw(self, rng: np.random.Generator) -> Episode:
         """One episode."""
@@ -272,10 +283,9 @@ class Episodes:
         return Episode(asked, passages, cells, wanted.answer, gold, wanted.fact, asked, "texts", alike)
 
     def _picture_alone(self, rng: np.random.Generator) -> Episode:
-        assert self._told is not None
         # Three of four questions want a yes or no, which needs all that the other ones teach: as many of each.
-        group = self._groups[int(rng.integers(len(self._groups)))]
-        question, answer, picture = self._told.questions[group[int(rng.integers(len(group)))]]
+        question, answer, picture = self._told_one(int(rng.integers(len(self._groups))), rng)
+        assert self._told is not None
         passages: list[Passage] = []
         if rng.random() < 0.4:
             shelf = self._shelves[int(rng.integers(len(self._shelves)))]
@@ -287,8 +297,17 @@ class Episodes:
                 facts = self._facts(bank, int(rows[place]), rng)
                 text, _ = questions.told(facts[int(rng.integers(len(facts)))], facts, rng)
                 passages.append(Passage(text, float(cosines[place]), vectors[place] * query))
-        cells = self._told.cells[picture]
-        nowhere = (None,) * len(passages)
+        return self._without_memory(question, answer, picture, passages)
+
+    def _told_one(self, group: int, rng: np.random.Generator) -> tuple[str, str, int]:
+        """Of ``Told.questions``, those for a yes or no first; of the only group where there is but one."""
+        assert self._told is not None
+        rows = self._groups[group]
+        return self._told.questions[rows[int(rng.integers(len(rows)))]]
+
+    def _without_memory(self, question: str, answer: str, picture: int, passages: Sequence[Passage]) -> Episode:
+        assert self._told is not None
+        cells, nowhere = self._told.cells[picture], (None,) * len(passages)
         return Episode(question, tuple(passages), cells, answer, None, "", question, "picture", nowhere)
 
     # -- their parts -------------------------------------------------------------------------------------------
@@ -310,7 +329,8 @@ class Episodes:
         asked, kept = rng.permutation(views)[:2]
         at = rng.integers(views, size=len(rows))
         at[rows == thing] = kept
-        query = _blurred(bank.asked[thing, asked].astype(np.float32), rng)
+        others = bank.taught[rng.choice(shelf.remembered, size=_TAKEN_FOR), rng.integers(views)].astype(np.float32)
+        query = _blurred(bank.asked[thing, asked].astype(np.float32), others, rng)
         vectors = bank.taught[rows, at].astype(np.float32)
         order = np.argsort(-(vectors @ query))
         best, rest = np.split(order, [int(rng.integers(3, _SEEN + 1))])
@@ -339,13 +359,28 @@ class Episodes:
         return text, (there[0].fact, there[0].answer or "") if there else None
 
 
-def _blurred(query: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Half of the time further from everything: the encoder knows the things that it was trained on best."""
-    if rng.random() < 0.5:
+def _blurred(query: NDArray[np.float32], others: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Mostly nearer to what looks like it, and further from everything: the encoder knows what it was trained on best.
+
+    Noise in all directions alone would hardly change who is the nearest.
+
+    Args:
+        query: float32 [dim].
+        others: float32 [n, dim], some of what might be taken for it.
+        rng: draws.
+    """
+    if rng.random() < _CLEAR:
         return query
+    chances = np.exp(_NEARER * (others @ query))
+    first, second = rng.choice(len(others), size=2, p=chances / chances.sum())
     noise = rng.standard_normal(len(query)).astype(np.float32)
-    moved = query + noise * (rng.uniform(0, 0.8) / np.linalg.norm(noise))
+    noise *= rng.uniform(0, 0.6) / np.linalg.norm(noise)
+    moved = query + noise + rng.uniform(0, 0.4) * others[first] + rng.uniform(0, 0.4) * others[second]
     return np.asarray(moved / np.linalg.norm(moved), np.float32)
+
+
+_CLEAR, _NEARER, _TAKEN_FOR = 0.3, 8.0, 48
+"""Share of the pictures that are seen as they are; how much likelier alike ones are mixed in; of so many."""
 
 
 def _favoured(facts: Sequence[Asked], rng: np.random.Generator) -> int:

@@ -28,6 +28,8 @@ class FusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         entries: of a memory that a picture brings it to read, see ``manifest.FusionSpec``.
         longest: tokens of an answer, at most.
         batch: episodes per update.
+        alone: questions per update beside them that a picture answers alone, mostly with yes or no; they are short, so
+            many of them cost little.
         rate: AdamW's largest learning rate.
         warm_up: share of the steps in which the rate rises; then a cosine to zero.
         weight_decay: AdamW's, on matrices.
@@ -52,6 +54,7 @@ class FusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     entries: Few = 5
     longest: Width = 24
     batch: Annotated[int, Meta(ge=2)] = 48
+    alone: Annotated[int, Meta(ge=0)] = 0
     rate: Positive = 1e-3
     warm_up: Share = 0.05
     weight_decay: Annotated[float, Meta(ge=0)] = 0.05

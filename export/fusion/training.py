@@ -31,7 +31,7 @@ from edge_ravlm.export.distil.checkpoint import (
     write,
 )
 from edge_ravlm.export.fusion.batches import Batch, collated
-from edge_ravlm.export.fusion.episodes import Episodes, Texts
+from edge_ravlm.export.fusion.episodes import Episode, Episodes, Texts
 from edge_ravlm.export.fusion.model import FusionDecoder, Read, loss, marked, spread
 from edge_ravlm.export.fusion.settings import FusionSettings
 from edge_ravlm.export.schedule import warm_cosine
@@ -43,6 +43,9 @@ Done = Callable[[int, int], None]
 COLUMNS = ("step", "loss", "held_out", "exact", "abstains", "false_abstention", "rate", "seconds")
 
 _HELD_OUT_EPISODES = 480
+
+_ALONE = 0.7
+"""Weight of the loss on ``FusionSettings.alone``."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,9 @@ class _Training:
             self._batch(self.lesson.held_out, -1 - number) for number in range(-(-_HELD_OUT_EPISODES // settings.batch))
         ]
         steps = range(self.standing.step, settings.steps)
-        for step, batch in zip(steps, self._ahead(steps), strict=True):
+        for step, (batch, alone) in zip(steps, self._ahead(steps), strict=True):
             began = time.perf_counter()
-            figures = self._update(batch, step)
+            figures = self._update(batch, alone, step)
             self.standing.step = step + 1
             looks = self.standing.step % settings.evaluate_every == 0 or self.standing.step == settings.steps
             if looks:
@@ -204,27 +207,45 @@ class _Training:
 
     def _batch(self, episodes: Episodes, step: int) -> Batch:
         """That of a step; negative ones are of the held-out episodes."""
-        seeds = ((self.settings.seed, step + 2**31, row) for row in range(self.settings.batch))
-        drawn = [episodes.draw(np.random.default_rng(seed)) for seed in seeds]
+        return self._collated([episodes.draw(rng) for rng in self._rngs(step, self.settings.batch)])
+
+    def _alone(self, step: int) -> Batch | None:
+        """What a step learns beside it; see ``FusionSettings.alone``."""
+        rngs = self._rngs(step, self.settings.alone, "alone")
+        return self._collated([self.lesson.episodes.alone(rng) for rng in rngs]) if rngs else None
+
+    def _rngs(self, step: int, count: int, what: str = "") -> list[np.random.Generator]:
+        named = list(what.encode())
+        return [np.random.default_rng((self.settings.seed, step + 2**31, row, *named)) for row in range(count)]
+
+    def _collated(self, drawn: Sequence[Episode]) -> Batch:
         shape = self.decoder.shape
         return collated(drawn, self.lesson.tokenizer, self.lesson.texts, shape.dim, shape.longest)
 
-    def _ahead(self, steps: range) -> Iterator[Batch]:
-        """The steps' batches, one made while the last one is learnt."""
-        with ThreadPoolExecutor(1, "episodes") as pool:
-            waiting = pool.submit(self._batch, self.lesson.episodes, steps.start)
-            for step in steps:
-                batch = waiting.result()
-                if step + 1 < steps.stop:
-                    waiting = pool.submit(self._batch, self.lesson.episodes, step + 1)
-                yield batch
+    def _ahead(self, steps: range) -> Iterator[tuple[Batch, Batch | None]]:
+        """The steps' batches, those of one made while the last one's are learnt."""
 
-    def _update(self, batch: Batch, step: int) -> dict[str, float]:
+        def made(step: int) -> tuple[Batch, Batch | None]:
+            return self._batch(self.lesson.episodes, step), self._alone(step)
+
+        with ThreadPoolExecutor(1, "episodes") as pool:
+            waiting = pool.submit(made, steps.start)
+            for step in steps:
+                batches = waiting.result()
+                if step + 1 < steps.stop:
+                    waiting = pool.submit(made, step + 1)
+                yield batches
+
+    def _update(self, batch: Batch, alone: Batch | None, step: int) -> dict[str, float]:
         settings = self.settings
         self.decoder.train()
         words, copies, read_ = predicted(self.decoder, batch)
         found = loss(words, copies, batch.source, batch.wanted, batch.right, settings.smoothing, settings.spots)
         found = found + settings.marks * marked(self.decoder, read_, batch.marks)
+        if alone is not None:
+            words, copies, _ = predicted(self.decoder, alone)
+            said = loss(words, copies, alone.source, alone.wanted, alone.right, settings.smoothing, 0.0)
+            found = found + _ALONE * said
         value = float(found.detach())
         if not math.isfinite(value):
             raise DataError(

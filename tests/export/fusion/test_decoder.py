@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from edge_ravlm.errors import DataError
 from edge_ravlm.export.fusion.batches import Batch, collated
-from edge_ravlm.export.fusion.episodes import Episodes, Shelf
+from edge_ravlm.export.fusion.episodes import Episodes, Shelf, Told
 from edge_ravlm.export.fusion.graphs import prefill_graph, step_graph, with_small_weights
 from edge_ravlm.export.fusion.making import agreement, threshold
 from edge_ravlm.export.fusion.model import FusionDecoder, Shape, spread
@@ -165,8 +165,12 @@ def test_it_learns_to_read_words_that_it_never_saw(lesson: Lesson, tokenizer: To
     assert figures.loss < before.loss / 2
 
 
-def test_an_interrupted_training_ends_as_if_it_had_not_been(lesson: Lesson, tokenizer: Tokenizer, tmp_path: Path):
-    settings = FusionSettings(steps=6, batch=4, evaluate_every=3)
+@pytest.mark.parametrize("alone", [0, 3])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    lesson: Lesson, episodes: Episodes, tokenizer: Tokenizer, tmp_path: Path, alone: int
+):
+    settings = FusionSettings(steps=6, batch=4, evaluate_every=3, alone=alone)
+    lesson = replace(lesson, episodes=episodes)
     whole = train(made(tokenizer), lesson, settings, tmp_path / "whole")
 
     def stop(done: int, _: int) -> None:
@@ -178,6 +182,20 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(lesson: Lesson, toke
     resumed = train(made(tokenizer), lesson, settings, tmp_path / "cut")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_questions_that_a_picture_answers_alone_are_learnt_beside_the_episodes(
+    lesson: Lesson, shelf: Shelf, told: Told, tokenizer: Tokenizer, tmp_path: Path
+):
+    never = Episodes([shelf], texts, told, share_told=0.0)  # among the episodes themselves
+    asked = [never.alone(np.random.default_rng(seed)) for seed in range(40)]
+    exact = []
+    for alone in (0, 16):
+        settings = FusionSettings(steps=60, batch=8, rate=4e-3, evaluate_every=60, alone=alone)
+        decoder = train(made(tokenizer), replace(lesson, episodes=never), settings, tmp_path / f"{alone}")
+        exact.append(judge(decoder, [collated(asked, tokenizer, texts, DIM, 24)]).exact)
+    assert exact[0] < 0.6
+    assert exact[1] > 0.9
 
 
 def test_a_checkpoint_of_other_settings_is_refused(lesson: Lesson, tokenizer: Tokenizer, tmp_path: Path):

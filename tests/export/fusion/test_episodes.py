@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from edge_ravlm.export.data.questions import Asked
 from edge_ravlm.export.fusion.bank import Bank
 from edge_ravlm.export.fusion.batches import Batch, collated
-from edge_ravlm.export.fusion.episodes import Episode, Episodes, Shelf
+from edge_ravlm.export.fusion.episodes import Episode, Episodes, Shelf, Told
 from edge_ravlm.runtime.fusion.layout import END, NONE, PAD
 from tests.export.fusion.conftest import DIM, texts
 
@@ -55,6 +56,29 @@ def test_what_was_removed_is_not_told(shelf: Shelf, episodes: Episodes):
         near = episodes._near(shelf, 2, np.random.default_rng(seed), True)
         assert 2 not in {*near.rows, *near.others}
         assert not set(near.rows) & set(near.others)
+
+
+def test_questions_without_a_memory_are_mostly_for_a_yes_or_no(shelf: Shelf, told: Told):
+    both = replace(told, questions=[*told.questions, ("is this red?", "yes", 0), ("is this red?", "no", 1)])
+    asked = [Episodes([shelf], texts, both).alone(np.random.default_rng(seed)) for seed in range(300)]
+    assert {(one.question, one.answer) for one in asked} == {
+        (question, answer) for question, answer, _ in both.questions
+    }
+    assert not any(one.passages for one in asked)
+    assert 0.6 < np.mean([one.answer in ("yes", "no") for one in asked]) < 0.8
+
+
+def test_pictures_are_mostly_seen_less_surely_and_taken_for_what_looks_like_them(shelf: Shelf, episodes: Episodes):
+    nears = [episodes._near(shelf, 2, np.random.default_rng(seed), False) for seed in range(300)]
+    own, clear = shelf.bank.asked[2].astype(np.float32), 0
+    for near in nears:
+        likeness = float((own @ near.query).max())
+        assert np.linalg.norm(near.query) == pytest.approx(1, abs=1e-3)
+        assert likeness > 0.5
+        clear += likeness > 0.999
+    assert 0.2 < clear / len(nears) < 0.4
+    first = [near.rows[0] == 2 for near in nears if 2 in near.rows]
+    assert 0.8 < np.mean(first) <= 1
 
 
 def test_a_memory_holds_only_what_may_be_remembered_and_what_is_asked_about(bank: Bank):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -9,11 +10,11 @@ import torch
 from onnx import numpy_helper
 from tokenizers import Tokenizer
 
-from edge_ravlm.export.fusion import making
+from edge_ravlm.export.fusion import making, training
 from edge_ravlm.export.fusion.episodes import Episodes, Shelf
 from edge_ravlm.export.fusion.model import FusionDecoder
 from edge_ravlm.export.fusion.settings import FusionSettings
-from edge_ravlm.export.fusion.training import Lesson, judge, predicted
+from edge_ravlm.export.fusion.training import Lesson, judge, predicted, train
 from edge_ravlm.export.parity import Gate
 from edge_ravlm.runtime.fusion.layout import NONE
 from tests.export.fusion.conftest import texts
@@ -29,12 +30,12 @@ def lesson(shelf: Shelf, tokenizer: Tokenizer) -> Lesson:
 
 
 @pytest.fixture(scope="module")
-def decoder(lesson: Lesson) -> FusionDecoder:
-    made = making.fresh(SETTINGS, lesson).eval()
-    for part in made.parameters():
-        if not part.any():  # what begins as nothing would hide a mistake
-            torch.nn.init.normal_(part, std=0.2)
-    return made
+def decoder(lesson: Lesson, tmp_path_factory: pytest.TempPathFactory) -> FusionDecoder:
+    """It has learnt a little: untrained, it is torn between words, and rounding decides."""
+    settings = msgspec.structs.replace(SETTINGS, steps=40, rate=4e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_HELD_OUT_EPISODES", settings.batch)
+        return train(making.fresh(settings, lesson), lesson, settings, tmp_path_factory.mktemp("decoder"))
 
 
 @pytest.fixture(autouse=True)
