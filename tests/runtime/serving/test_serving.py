@@ -227,6 +227,9 @@ def test_the_page_comes_with_all_that_it_needs_and_from_nowhere_else(house: Any)
         ({"Sec-Fetch-Site": "cross-site"}, "DELETE", 403),
         ({"Sec-Fetch-Site": "same-site"}, "DELETE", 403),
         ({"Sec-Fetch-Site": "same-origin"}, "DELETE", 404),
+        ({"Origin": "http://["}, "DELETE", 403),
+        ({"Origin": "https://home.example", "Sec-Fetch-Site": "cross-site"}, "DELETE", 403),
+        ({"Origin": "https://home.example", "Sec-Fetch-Site": "same-origin"}, "DELETE", 404),  # a proxy's other name
     ],
 )
 def test_pages_of_others_cannot_use_the_browser_to_come_in(
@@ -279,6 +282,8 @@ def test_a_browser_shows_the_token_once(locked: Any) -> None:
     kept = {"Cookie": f"other=1; {cookie.partition(';')[0]}"}
     assert call(locked.url, "/", headers=kept).status == 200
     assert call(locked.url, "/api/state", headers=kept).status == 200
+    beside = {"Cookie": f'of-another-port={{"a": [1, 2]}}; {cookie.partition(";")[0]}'}
+    assert call(locked.url, "/api/state", headers=beside).status == 200
 
 
 def test_other_machines_are_served_with_a_token_alone(house: Any) -> None:
