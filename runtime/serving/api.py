@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from edge_ravlm.errors import CameraError, EdgeRavlmError, MemoryDamaged, MemoryFault, StorageError, UsageError
 from edge_ravlm.runtime.serving.board import Row
@@ -42,6 +43,8 @@ _STATUS: tuple[tuple[type[EdgeRavlmError], int], ...] = (
     (MemoryFault, 404),
     (EdgeRavlmError, 400),
 )
+
+_NO_OBJECT = "body: expected a JSON object, sent as Content-Type: application/json, got none; see /api/openapi.json."
 
 Tag = Annotated[str, Field(strict=True)] | Annotated[bool, Field(strict=True)] | int | float
 
@@ -101,13 +104,26 @@ def make(desk: Desk, guard: Guard) -> FastAPI:
     @api.exception_handler(EdgeRavlmError)
     def failed(_: Request, error: EdgeRavlmError) -> Response:
         status = next(code for kind, code in _STATUS if isinstance(error, kind))
-        return _json({"error": str(error)}, status)
+        return _error(str(error), status)
 
     @api.exception_handler(RequestValidationError)
     def unusable(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        return _json({"error": f"{where}: {first['msg']}; see /api/openapi.json."}, 400)
+        where = ".".join(str(part) for part in first["loc"][1:])
+        if not where or first["type"] == "json_invalid":
+            return _error(_NO_OBJECT, 400)
+        return _error(f"{where}: {first['msg']}; see /api/openapi.json.", 400)
+
+    @api.exception_handler(HTTPException)
+    def refused(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # the framework's, for a body that it cannot read
+            return _error(_NO_OBJECT, 400)
+        what = f"{request.method} {request.url.path}"
+        found = _error(
+            f"{what}: expected a request that is known here, got another; see /api/openapi.json.", error.status_code
+        )
+        found.headers.update(error.headers or {})
+        return found
 
     return api
 
@@ -161,9 +177,7 @@ def _add_routes(api: FastAPI, desk: Desk) -> None:
         """A memory's picture."""
         found = desk.thumbnail(id_)
         if found is None:
-            return _json(
-                {"error": f"entry {id_}: expected one with a picture, got a text alone; look at its text."}, 404
-            )
+            return _error(f"entry {id_}: expected one with a picture, got a text alone; look at its text.", 404)
         return _jpeg(found, "private, max-age=60")
 
     @api.get("/api/events")
@@ -196,6 +210,11 @@ async def _told(desk: Desk) -> AsyncIterator[str]:
 
 def _line(row: Row) -> str:
     return f"data: {msgspec.json.encode(row, enc_hook=str).decode()}\n\n"
+
+
+def _error(sentence: str, status: int) -> Response:
+    # It may repeat what the caller wrote, and that may be half of a surrogate pair.
+    return _json({"error": sentence.encode(errors="replace").decode()}, status)
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -46,13 +46,19 @@ class Reply:
 
 
 def call(
-    url: str, path: str, body: Any = None, *, method: str | None = None, headers: Mapping[str, str] | None = None
+    url: str,
+    path: str,
+    body: Any = None,
+    *,
+    raw: str | None = None,
+    method: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Reply:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     try:
         given = {"Content-Type": "application/json", **(headers or {})}
-        sent = None if body is None else json.dumps(body)
-        connection.request(method or ("GET" if body is None else "POST"), path, sent, given)
+        sent = raw if body is None else json.dumps(body)
+        connection.request(method or ("GET" if sent is None else "POST"), path, sent, given)
         reply = connection.getresponse()
         return Reply(reply.status, dict(reply.getheaders()), reply.read())
     finally:
@@ -189,6 +195,21 @@ def test_a_question_that_cannot_be_asked_is_refused_in_a_sentence(
     assert reply.status == status
     assert says in reply.json["error"]
     assert reply.json["error"].endswith(".")
+
+
+def test_what_is_no_request_of_this_servers_is_refused_in_a_sentence_too(house: Any) -> None:
+    half = "\ud800"  # of a surrogate pair: JSON can hold it, UTF-8 cannot
+    for body in ({"camera": half}, {"camera": "yard", "region": f"{half}=1"}):
+        reply = call(house.url, "/api/ask", {"question": "is it open?", **body})
+        assert (reply.status, "'?" in reply.json["error"]) == (400, True)
+    plain = {"Content-Type": "text/plain"}
+    for body, headers in (("{", None), ("9" * 5000, None), ("{}", plain), ("camera=yard", plain), ("", None)):
+        reply = call(house.url, "/api/ask", raw=body, headers=headers)
+        assert (reply.status, "JSON object" in reply.json["error"]) == (400, True)
+    unknown = call(house.url, "/api/nothing")
+    assert (unknown.status, "/api/nothing" in unknown.json["error"]) == (404, True)
+    other = call(house.url, "/api/state", method="DELETE")
+    assert (other.status, "DELETE /api/state" in other.json["error"], other.headers["allow"]) == (405, True, "GET")
 
 
 def test_events_of_before_and_of_later_are_told(house: Any) -> None:
