@@ -2,7 +2,7 @@
 // The page of a served app: what cameras show, what watches say, teaching and asking. Whatever people wrote is put in as
 // text, never as markup.
 
-const STATE_MS = 700, PICTURE_MS = 300, EVENTS_SHOWN = 50, MEMORIES_SHOWN = 50;
+const STATE_MS = 700, PICTURE_MS = 300, AGAIN_MS = 3000, EVENTS_SHOWN = 50, MEMORIES_SHOWN = 50;
 const id = (name) => document.getElementById(name);
 let camera = "", state = null, memoryVersion = null, dragged = null;
 
@@ -70,14 +70,16 @@ function shape(points, name, kind) {
   const drawn = document.createElementNS(space, box ? "rect" : "polygon");
   if (box) {
     const [[x0, y0], [x1, y1]] = points;
-    Object.entries({ x: x0, y: y0, width: x1 - x0, height: y1 - y0 }).forEach(([key, value]) => drawn.setAttribute(key, value));
+    const place = { x: Math.min(x0, x1), y: Math.min(y0, y1), width: Math.abs(x1 - x0), height: Math.abs(y1 - y0) };
+    Object.entries(place).forEach(([key, value]) => drawn.setAttribute(key, value));
   } else drawn.setAttribute("points", points.map((point) => point.join(",")).join(" "));
   drawn.setAttribute("class", kind);
   const label = document.createElementNS(space, "text");
   label.textContent = name;
+  const size = Math.max(10, current().width / 45);
   label.setAttribute("x", points[0][0]);
-  label.setAttribute("y", points[0][1] - 4);
-  label.setAttribute("font-size", Math.max(10, current().width / 45));
+  label.setAttribute("y", Math.max(size, points[0][1] - 4));
+  label.setAttribute("font-size", size);
   return [drawn, label];
 }
 
@@ -104,8 +106,10 @@ function showRegions() {
   }
   const chosen = parsed(id("region").value);
   if (chosen.points.length > 1) drawing.append(...shape(chosen.points, "", "chosen"));
-  const known = regions.map((text) => Object.assign(make("option"), { value: text }));
-  if (id("known-regions").children.length !== known.length) id("known-regions").replaceChildren(...known);
+  const known = id("known-regions");
+  if ([...known.children].map((one) => one.value).join("\n") !== regions.join("\n")) {
+    known.replaceChildren(...regions.map((text) => Object.assign(make("option"), { value: text })));
+  }
 }
 
 function at(event) {
@@ -130,19 +134,29 @@ id("stage").addEventListener("pointermove", (event) => {
   id("region").value = [Math.min(x, x0), Math.min(y, y0), Math.max(x, x0), Math.max(y, y0)].join(",");
   showRegions();
 });
-id("stage").addEventListener("pointerup", () => { dragged = null; });
+for (const end of ["pointerup", "pointercancel"]) id("stage").addEventListener(end, () => { dragged = null; });
 id("region").addEventListener("input", showRegions);
 id("whole").addEventListener("click", () => { id("region").value = ""; showRegions(); });
 
 function showCameras() {
-  if (!state.cameras.some((one) => one.name === camera)) camera = state.cameras[0].name;
-  const tabs = state.cameras.map((one) => {
-    const tab = make("button", one.name, one.name === camera ? "on" : "");
-    tab.type = "button";
-    tab.onclick = () => { camera = one.name; id("region").value = ""; show(); };
-    return tab;
-  });
-  id("cameras").replaceChildren(...(tabs.length > 1 ? tabs : []));
+  if (!state.cameras.some((one) => one.name === camera)) {
+    if (camera) id("region").value = "";  // it was of one that is gone
+    camera = state.cameras[0].name;
+  }
+  const tabs = state.cameras.length > 1 ? state.cameras.map((one) => one.name) : [];
+  const places = id("cameras");
+  if ([...places.children].map((tab) => tab.textContent).join("\n") !== tabs.join("\n")) {
+    places.replaceChildren(...tabs.map((name) => {
+      const tab = make("button", name);
+      tab.type = "button";
+      tab.onclick = () => { camera = name; id("region").value = ""; show(); };
+      return tab;
+    }));
+  }
+  for (const tab of places.children) {  // which stay themselves, for who is about to press one
+    tab.className = tab.textContent === camera ? "on" : "";
+    tab.setAttribute("aria-pressed", tab.textContent === camera);
+  }
   const now = current();
   id("camera-state").textContent = `${camera} is ${now.state}${now.reason ? ` (${now.reason})` : ""}.`;
   showRegions();
@@ -190,7 +204,13 @@ sends("ask", id("answered"), async () => {
 
 async function showMemories() {
   const query = new URLSearchParams({ text: id("sought").value, limit: MEMORIES_SHOWN });
-  const { shown: found } = await call(`/api/memories?${query}`);
+  let found;
+  try {
+    found = (await call(`/api/memories?${query}`)).shown;
+  } catch (error) {
+    id("memories").replaceChildren(make("li", error.message, "error"));
+    return;
+  }
   id("memories").replaceChildren(...found.map((entry) => {
     const row = make("li");
     const image = make(entry.pictured ? "img" : "span");
@@ -229,6 +249,8 @@ function listen() {
   const events = new EventSource("/api/events");
   events.onopen = () => id("events").replaceChildren(make("li", "nothing changed yet", "none"));
   events.onmessage = (message) => addEvent(JSON.parse(message.data));
+  // A browser comes back by itself where nobody answers, but not where a proxy says that nobody does.
+  events.onerror = () => { if (events.readyState === EventSource.CLOSED) setTimeout(listen, AGAIN_MS); };
 }
 
 function show() {
@@ -236,7 +258,8 @@ function show() {
   showWatches();
   const many = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
   const misses = state.deadline_misses ? `, ${state.deadline_misses} late` : "";
-  id("standing").textContent = `${state.memory.entries} memories, ${many(state.answers, "answer")}${misses}`;
+  const memories = state.memory.entries === 1 ? "1 memory" : `${state.memory.entries} memories`;
+  id("standing").textContent = `${memories}, ${many(state.answers, "answer")}${misses}`;
 }
 
 async function refresh() {

@@ -93,3 +93,40 @@ def test_what_cannot_be_done_is_said_in_its_place(page: Any, house: Any) -> None
     page.wait_for_selector("#taught .error")
     assert "640x360" in page.text_content("#taught")
     assert len(house.app.ravlm.memory) == 1
+
+
+def test_buttons_stay_themselves_for_keys_and_slow_fingers(page: Any, house: Any, until: Until) -> None:
+    page.focus("nav button:text('wide')")
+    page.evaluate("window.before = state")
+    until(lambda: page.evaluate("state !== window.before && document.activeElement.textContent === 'wide'"))
+    page.keyboard.press("Enter")
+    assert page.get_attribute("nav button:text('wide')", "aria-pressed") == "true"
+    assert page.get_attribute("nav button:text('yard')", "aria-pressed") == "false"
+
+
+def test_parts_are_offered_of_the_camera_that_is_shown(page: Any, house: Any, home: Any, until: Until) -> None:
+    offered = "[...document.querySelectorAll('#known-regions option')].map((one) => one.value)"
+    assert page.evaluate(offered) == [house.gate]
+    watch = '[[watches]]\nname = "door"\ncamera = "wide"\nquestion = "is it shut?"\nregion = "door=9,9,99,99"\n'
+    home.write_text(home.read_text() + watch)
+    until(lambda: page.evaluate("state.watches.length === 2"))
+    page.click("nav button:text('wide')")
+    until(lambda: page.evaluate(offered) == ["door=9,9,99,99"])
+
+    page.fill("#region", "99,88,9,8")  # any two corners make a box
+    assert page.locator("#regions .chosen").get_attribute("width") == "90"
+
+
+def test_long_words_leave_the_buttons_beside_them_in_reach(page: Any, house: Any, until: Until) -> None:
+    house.app.ravlm.memory.add([house.app.ravlm.entry(None, "W" * 300)])
+    page.set_viewport_size({"width": 400, "height": 900})
+    until(lambda: page.locator("#memories li").count() == 2)
+    box = page.locator("#memories li:first-child button").bounding_box()
+    assert box["x"] + box["width"] <= 400
+    assert page.evaluate("document.getElementById('memories').scrollWidth <= 400")
+
+
+def test_a_search_that_cannot_be_made_says_why(page: Any, until: Until) -> None:
+    page.fill("#sought", "gate " * 300)
+    page.press("#sought", "Enter")
+    until(lambda: "1000 characters" in page.text_content("#memories"))
