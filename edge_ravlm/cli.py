@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points, version
 from io import TextIOWrapper
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import cyclopts
 import msgspec
+
+# OpenCV reads it when it is loaded, as it is below. Without it a picture of 100 kB makes it take gigabytes before
+# `frames` sees that it is too large.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")
 
 from edge_ravlm.bundle import Bundle, pack_bundle
 from edge_ravlm.console import complain, say, say_json, table

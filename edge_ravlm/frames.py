@@ -207,7 +207,10 @@ def decode_image(data: NDArray[np.uint8], what: str, *, source: str = "", do: st
     """
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except cv2.error:  # a header that claims more pixels than OpenCV will allocate
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):  # from its header; what the commands let through is as much as MAX_PIXELS
+            most = f"at most {MAX_PIXELS // 1_000_000} megapixels"
+            raise FrameError(what, expected=most, got="more", do="downscale or crop it first") from None
         pixels = None
     if pixels is None:
         raise FrameError(what, expected="a picture", got=f"{data.size} bytes OpenCV cannot decode", do=do)

@@ -130,6 +130,16 @@ class Memory:
     ) -> None:
         self.close()
 
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._folder
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened for reading alone."""
+        return self._store is None
+
     def check_open(self) -> None:
         """Raise UsageError when it was closed, or opened by the process that this one was forked from."""
         self._live.check_open()

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_ravlm.errors import CameraError, UsageError
+from edge_ravlm.errors import CameraError, StorageError, UsageError
 from edge_ravlm.frames import Frame, Region, decode_image
 from edge_ravlm.runtime.memory import Entry, Where
 from edge_ravlm.runtime.serving.board import Board
@@ -36,7 +36,9 @@ class Desk:
 
     def __init__(self, app: App, board: Board) -> None:
         self.app, self.board = app, board
-        self._asking = threading.Lock()  # one at a time: the cameras' own questions have deadlines
+        # One at a time, its picture's decoding included: the cameras' own questions have deadlines, and a picture of
+        # a few bytes may take hundreds of MB.
+        self._asking = threading.Lock()
 
     # -- what it sees and says ---------------------------------------------------------------------------------
 
@@ -101,8 +103,8 @@ class Desk:
         hops: int = 1,
     ) -> dict[str, Any]:
         """Answer a question about a camera's newest frame or a picture's bytes; the clock starts with the call."""
-        frame = self._shown(camera, image)
         with self._asking:
+            frame = self._shown(camera, image)
             answer = self.app.ravlm.ask(
                 Frame(frame.pixels),
                 question,
@@ -127,14 +129,16 @@ class Desk:
         tags: Tags | None = None,
     ) -> int:
         """Remember a camera's newest frame, or a picture's bytes, with what it shows; the new entry's id."""
-        frame = self._shown(camera, image)
+        self._check_writable()
         with self._asking:
+            frame = self._shown(camera, image)
             return self.app.ravlm.remember(
                 Frame(frame.pixels), text, answer=answer or None, tags=tags, region=_region(region)
             )
 
     def forget(self, id_: int) -> None:
         """Remove an entry; raises MemoryFault where there is none."""
+        self._check_writable()
         self.app.ravlm.memory.get([id_])
         self.app.ravlm.forget(id_)
 
@@ -170,6 +174,16 @@ class Desk:
             why = "none yet" if feed is None or not feed.reason else feed.reason.rstrip(".")
             raise CameraError(f"camera '{camera}'", expected="a frame", got=why, do="try again soon")
         return frame
+
+    def _check_writable(self) -> None:
+        memory = self.app.ravlm.memory
+        if memory.read_only:
+            raise StorageError(
+                f"memory '{memory.folder}'",
+                expected="a folder that can be written",
+                got="one that the app was started with for reading alone",
+                do="let its user write there, and start again",
+            )
 
     def _shown(self, camera: str | None, image: bytes | None) -> Frame:
         if (camera is None) == (image is None):
