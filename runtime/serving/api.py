@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,14 +186,14 @@ def _add_routes(api: FastAPI, desk: Desk) -> None:
 
 
 async def _told(desk: Desk) -> AsyncIterator[str]:
-    loop, waiting = asyncio.get_running_loop(), asyncio.Queue[Row](_WAITING)
+    loop, waiting = asyncio.get_running_loop(), asyncio.Queue[Row | None](_WAITING)
 
-    def put(row: Row) -> None:
+    def put(row: Row | None) -> None:
         if waiting.full():
             waiting.get_nowait()
         waiting.put_nowait(row)
 
-    def hear(row: Row) -> None:  # in a thread of the app
+    def hear(row: Row | None) -> None:  # in a thread of the app
         if not loop.is_closed():
             loop.call_soon_threadsafe(put, row)
 
@@ -202,10 +201,14 @@ async def _told(desk: Desk) -> AsyncIterator[str]:
         for row in desk.board.events():
             yield _line(row)
         while True:
-            told: Row | None = None
-            with suppress(asyncio.TimeoutError):
+            try:
                 told = await asyncio.wait_for(waiting.get(), HEARTBEAT_S)
-            yield ": still here\n\n" if told is None else _line(told)
+            except asyncio.TimeoutError:
+                yield ": still here\n\n"
+                continue
+            if told is None:
+                return
+            yield _line(told)
 
 
 def _line(row: Row) -> str:

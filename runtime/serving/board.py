@@ -21,7 +21,7 @@ class Board:
         self._lock = threading.Lock()
         self._answers: dict[str, Row] = {}
         self._events: deque[Row] = deque(maxlen=KEPT)
-        self._listeners: list[Callable[[Row], object]] = []
+        self._listeners: list[Callable[[Row | None], object]] = []
 
     def answer(self, row: Row) -> None:
         """A watch was answered."""
@@ -31,6 +31,14 @@ class Board:
         """An answer changed, and holds."""
         with self._lock:
             self._events.append(row)
+        self._tell(row)
+
+    def close(self) -> None:
+        """Let those go who listen."""
+        self._tell(None)
+
+    def _tell(self, row: Row | None) -> None:
+        with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:
             listener(row)
@@ -45,8 +53,8 @@ class Board:
             return list(self._events)
 
     @contextmanager
-    def heard(self, listener: Callable[[Row], object]) -> Iterator[None]:
-        """Hand every event to a listener as well, which must not dawdle."""
+    def heard(self, listener: Callable[[Row | None], object]) -> Iterator[None]:
+        """Hand every event to a listener as well, which must not dawdle; None when no more will come."""
         with self._lock:
             self._listeners.append(listener)
         try:

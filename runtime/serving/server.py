@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge_ravlm.errors import DataError, StorageError, UsageError
 from edge_ravlm.runtime.serving import api
@@ -26,6 +28,9 @@ _NICE = 1
 """Threads at 0 are those that an app moves before others, see ``watching.process``."""
 
 _SHORTEST = 16
+
+_MOST_CONNECTIONS, _SILENT_S = 100, 20.0
+"""At once; before the first byte of a request."""
 
 
 class Server:
@@ -53,9 +58,11 @@ class Server:
                 got="none",
                 do="write one into a file and give it with --token-file",
             )
+        self._board = desk.board
         config = uvicorn.Config(
             api.make(desk, Guard(token)),
-            log_level=logging.WARNING,
+            http=_Connection,
+            log_level=logging.ERROR,  # that somebody sent what is no HTTP is no news
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -79,7 +86,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # nor is whom the end cuts off
         self._server.should_exit = True
+        self._board.close()
         self._thread.join(_ENDING_S)
         self._socket.close()
 
@@ -88,6 +97,17 @@ class Server:
         with suppress(PermissionError):  # the whole process goes behind others already
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         self._server.run([self._socket])
+
+
+class _Connection(H11Protocol):
+    """Closed at once where there are too many, or soon where nothing is asked: each takes a file of the app's."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            transport.abort()
+            return
+        self.timeout_keep_alive_task = self.loop.call_later(_SILENT_S, self.timeout_keep_alive_handler)
 
 
 def read_token(path: Path) -> str:

@@ -9,10 +9,13 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,11 @@ import pytest
 from edge_ravlm.cli import run as command
 from edge_ravlm.errors import DataError, StorageError, UsageError
 from edge_ravlm.runtime.memory import Memory
+from edge_ravlm.runtime.serving import server as server_module
 from edge_ravlm.runtime.serving.desk import Desk
 from edge_ravlm.runtime.serving.guard import MOST_BYTES
 from edge_ravlm.runtime.serving.server import Server, read_token
+from tests.runtime.serving.conftest import served
 
 CLOSED, OPEN = "the gate is closed", "the gate is open"
 TOKEN = "0123456789abcdef"
@@ -342,10 +347,66 @@ def test_the_command_serves_until_it_is_told_to_stop(home: Path) -> None:
         assert process.stderr is not None
         url = next(found[0] for line in process.stderr if (found := re.search(r"http://127.0.0.1:\d+/", line)))
         assert call(url, "/api/state").json["memory"]["entries"] == 1
+
+        bomb = base64.b64encode(_black_png(20_000)).decode()
+        assert len(bomb) < 1_000_000
+        refused = call(url, "/api/ask", {"image": bomb, "question": "what is this?"})
+        assert (refused.status, "at most 100 megapixels" in refused.json["error"]) == (400, True)
+        if (status := Path(f"/proc/{process.pid}/status")).exists():  # Linux
+            most_kb = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
+            assert most_kb < 1_000_000  # its pixels would take more
+
+        listener = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        listener.request("GET", "/api/events")
+        stream = listener.getresponse()
+        half = socket.create_connection((urlsplit(url).hostname or "", urlsplit(url).port or 0))
+        half.sendall(b"POST /api/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
         process.send_signal(signal.SIGTERM)
         told, complaints = process.communicate(timeout=60)
+        stream.read()  # to its end, not to an error
+        half.close()
+        listener.close()
     assert process.returncode == 1, complaints  # as one of its cameras is not there
+    assert "Traceback" not in complaints
+    assert "task" not in complaints
     assert json.loads(told)["summary"]["cameras"]["yard"]["frames"] >= 0
+
+
+def _black_png(side: int) -> bytes:
+    """A square of a bit a pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(1 + side // 8) * side)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_whoever_connects_without_end_leaves_the_app_its_files(
+    home: Path, yard: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(server_module, "_SILENT_S", 1.0)
+    with served(home, "") as opened:
+        at = urlsplit(opened.url)
+        silent = [socket.create_connection((at.hostname or "", at.port or 0), timeout=30) for _ in range(40)]
+        for one in silent:  # those beyond 20 at once, the others soon, as they ask nothing
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+            one.close()
+        assert call(opened.url, "/api/state").status == 200
+
+
+def test_a_memory_that_cannot_be_written_is_not_taught(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for another user, who may be root here
+    with served(home, "") as opened:
+        lesson = {"image": base64_of(np.zeros((32, 32, 3), np.uint8)), "text": OPEN}
+        for reply in (
+            call(opened.url, "/api/memories", lesson),
+            call(opened.url, "/api/memories/1", method="DELETE"),
+        ):
+            assert (reply.status, "let its user write there" in reply.json["error"]) == (500, True)
 
 
 def test_a_command_without_its_packages_says_what_to_install(
