@@ -182,7 +182,8 @@ def _add_routes(api: FastAPI, desk: Desk) -> None:
     @api.get("/api/events")
     async def events() -> Response:
         """Events as they happen (server-sent events), after those of the last minutes."""
-        return StreamingResponse(_told(desk), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second for a proxy such as nginx
+        return StreamingResponse(_told(desk), media_type="text/event-stream", headers=headers)
 
 
 async def _told(desk: Desk) -> AsyncIterator[str]:

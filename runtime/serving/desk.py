@@ -16,6 +16,7 @@ from edge_ravlm.frames import Frame, Region, decode_image
 from edge_ravlm.runtime.memory import Entry, Where
 from edge_ravlm.runtime.serving.board import Board
 from edge_ravlm.runtime.watching.app import App
+from edge_ravlm.runtime.watching.settings import WatchSettings
 
 WIDEST = 1280
 """Pixels: wider pictures are sent smaller; nobody looks at more, and compressing them takes a device's time."""
@@ -66,7 +67,7 @@ class Desk:
                 "question": watch.question,
                 "region": watch.region,
                 "tags": watch.tags,
-                "answer": self.board.answer_of(watch.name),
+                "answer": self._answer_of(watch),
             }
             for watch in settings.watches
         ]
@@ -174,6 +175,12 @@ class Desk:
             why = "none yet" if feed is None or not feed.reason else feed.reason.rstrip(".")
             raise CameraError(f"camera '{camera}'", expected="a frame", got=why, do="try again soon")
         return frame
+
+    def _answer_of(self, watch: WatchSettings) -> dict[str, Any] | None:
+        """The last one, if it was asked the same then: the app's file may have changed."""
+        row = self.board.answer_of(watch.name)
+        same = row is not None and (row["camera"], row["question"]) == (watch.camera, watch.question)
+        return row if same else None
 
     def _check_writable(self) -> None:
         memory = self.app.ravlm.memory

@@ -157,6 +157,14 @@ def test_what_a_camera_shows_is_taught_and_a_watch_says_it_from_the_next_frame_o
     until(lambda: house.board.answer_of("gate")["text"] == "the gate is shut")
 
 
+def test_an_answer_to_what_was_asked_before_is_not_shown_for_another_question(
+    house: Any, until: Until, home: Path
+) -> None:
+    home.write_text(home.read_text().replace("is the gate open?", "is the door open?"))  # its camera has ended
+    until(lambda: call(house.url, "/api/state").json["watches"][0]["question"] == "is the door open?")
+    assert call(house.url, "/api/state").json["watches"][0]["answer"] is None
+
+
 def test_memories_are_listed_newest_first_and_searched(house: Any, yard: Any) -> None:
     first = house.app.ravlm.memory.add([house.app.ravlm.entry(None, "the key hangs in the cellar")])[0]
     second = call(house.url, "/api/memories", {"image": base64_of(yard.open), "text": OPEN}).json["id"]
@@ -222,6 +230,7 @@ def test_events_of_before_and_of_later_are_told(house: Any) -> None:
     connection.request("GET", "/api/events")
     stream = connection.getresponse()
     assert stream.headers["content-type"].startswith("text/event-stream")
+    assert stream.headers["x-accel-buffering"] == "no"  # else a proxy would keep them for itself
     before = json.loads(stream.readline().removeprefix(b"data: "))
     assert (before["text"], before["before"], before["question"]) == (CLOSED, None, "is the gate open?")
     house.board.event({**before, "text": OPEN, "before": CLOSED})
