@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -39,7 +40,13 @@ class Desk:
         self.app, self.board = app, board
         # One at a time, its picture's decoding included: the cameras' own questions have deadlines, and a picture of
         # a few bytes may take hundreds of MB.
-        self._asking = threading.Lock()
+        self._asking, self._closed = threading.Lock(), False
+
+    def close(self) -> None:
+        """Wait for what is being answered, and answer no more: models and memory may go then."""
+        self._closed = True
+        with self._asking:
+            pass
 
     # -- what it sees and says ---------------------------------------------------------------------------------
 
@@ -104,7 +111,7 @@ class Desk:
         hops: int = 1,
     ) -> dict[str, Any]:
         """Answer a question about a camera's newest frame or a picture's bytes; the clock starts with the call."""
-        with self._asking:
+        with self._turn():
             frame = self._shown(camera, image)
             answer = self.app.ravlm.ask(
                 Frame(frame.pixels),
@@ -131,7 +138,7 @@ class Desk:
     ) -> int:
         """Remember a camera's newest frame, or a picture's bytes, with what it shows; the new entry's id."""
         self._check_writable()
-        with self._asking:
+        with self._turn():
             frame = self._shown(camera, image)
             return self.app.ravlm.remember(
                 Frame(frame.pixels), text, answer=answer or None, tags=tags, region=_region(region)
@@ -149,7 +156,7 @@ class Desk:
             raise UsageError("limit", expected=f"1 to {MOST_LISTED}", got=str(limit), do="ask for fewer, or search")
         memory = self.app.ravlm.memory
         if text.strip():
-            with self._asking:
+            with self._turn():
                 hits = self.app.ravlm.search(text=text, k=limit)
             scores = {hit.id: round(hit.score, 4) for hit in hits}
             found = [{**_plain(entry), "score": scores[entry.id]} for entry in memory.get(list(scores))]
@@ -162,6 +169,13 @@ class Desk:
         return self.app.ravlm.memory.get([id_])[0].thumbnail
 
     # -- their parts -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._asking:
+            if self._closed:
+                raise UsageError("request", expected="a running app", got="one that ends", do="start it again")
+            yield
 
     def _newest(self, camera: str) -> Frame:
         names = [one.name for one in self.app.settings.cameras]

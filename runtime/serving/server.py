@@ -58,7 +58,7 @@ class Server:
                 got="none",
                 do="write one into a file and give it with --token-file",
             )
-        self._board = desk.board
+        self._desk = desk
         config = uvicorn.Config(
             api.make(desk, Guard(token)),
             http=_Connection,
@@ -71,7 +71,8 @@ class Server:
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+        # No daemon, nor are the threads of requests then: Python would end in the middle of what these do in C++.
+        self._thread = threading.Thread(target=self._run, name="server", daemon=False)
         self._socket = _bound(host, port)
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self._socket.getsockname()[1]}/"
@@ -88,8 +89,9 @@ class Server:
     ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # nor is whom the end cuts off
         self._server.should_exit = True
-        self._board.close()
+        self._desk.board.close()
         self._thread.join(_ENDING_S)
+        self._desk.close()
         self._socket.close()
 
     def _run(self) -> None:

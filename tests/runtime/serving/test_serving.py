@@ -381,6 +381,36 @@ def test_the_command_serves_until_it_is_told_to_stop(home: Path) -> None:
     assert json.loads(told)["summary"]["cameras"]["yard"]["frames"] >= 0
 
 
+def test_the_command_ends_as_it_should_in_the_middle_of_requests(home: Path) -> None:
+    main = "import sys; from edge_ravlm.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", main, "serve", str(home), "--port", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        url = next(found[0] for line in process.stderr if (found := re.search(r"http://127.0.0.1:\d+/", line)))
+        asked = {"image": base64.b64encode(_black_png(8_000)).decode(), "question": "what is this?"}
+        answered = threading.Event()
+
+        def ask() -> None:
+            with suppress(http.client.HTTPException, OSError):
+                while call(url, "/api/ask", asked).status == 200:
+                    answered.set()
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert answered.wait(60)
+        process.send_signal(signal.SIGTERM)
+        complaints = process.communicate(timeout=60)[1]
+        for thread in threads:
+            thread.join()
+    assert process.returncode == 1, complaints  # as one of its cameras is not there
+    assert "Traceback" not in complaints
+
+
 def _black_png(side: int) -> bytes:
     """A square of a bit a pixel."""
 
