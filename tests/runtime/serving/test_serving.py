@@ -198,7 +198,7 @@ def test_memories_are_listed_newest_first_and_searched(house: Any, yard: Any) ->
         ({"camera": "yard", "question": "is it open?", "hop": 2}, 400, "hop"),
         ({"camera": "yard", "question": 7}, 400, "question"),
         ({"camera": "yard"}, 400, "question"),
-        ([], 400, "dict"),
+        ([], 400, "JSON object"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused_in_a_sentence(
