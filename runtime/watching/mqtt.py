@@ -118,7 +118,7 @@ class MqttSink:
                 self._retain(self._of(row, "state"), str(row["text"]).encode())
 
     def watches(self, watches: Sequence[WatchSettings]) -> None:
-        """These there are now: what is retained of others, and what of these was asked otherwise, is taken back."""
+        """These there are now: what is retained of others, and of what was asked otherwise or before, is taken back."""
         now = {watch.name: watch for watch in watches}
         with self._turn:
             for watch in self._watches.values():
@@ -126,17 +126,26 @@ class MqttSink:
                 if self._discovery and (new is None or new.camera != watch.camera):
                     self._retain(*self._sensor(watch, exists=False))
                 if new != watch:
-                    for what in ("attributes", "state"):
-                        self._retain(self._of({"camera": watch.camera, "watch": watch.name}, what), b"")
+                    self._take_back(watch)
+            for watch in watches:
+                if watch.name not in self._watches:  # what an earlier run left would pass for what holds now
+                    self._take_back(watch)
             for watch in watches if self._discovery else ():
                 self._retain(*self._sensor(watch, exists=True))
             self._watches = now
+
+    def _take_back(self, watch: WatchSettings) -> None:
+        for what in ("attributes", "state"):
+            self._retain(self._of({"camera": watch.camera, "watch": watch.name}, what), b"")
 
     def close(self) -> None:
         """Publish all that waits, then say that nothing more comes; a broker is waited for ``CLOSE_S`` at most."""
         until = time.monotonic() + CLOSE_S
         with self._turn:
-            self._turn.wait_for(lambda: not (self._waiting or self._unsent or self._sending), CLOSE_S)
+            # What holds is of no use to a broker that is away: with the app it ends.
+            self._turn.wait_for(
+                lambda: not (self._waiting or self._sending or (self._online and self._unsent)), CLOSE_S
+            )
             self._ended, self.stuck = True, bool(self._waiting)
             if self._waiting:
                 self._lost(len(self._waiting), "the broker does not take them")

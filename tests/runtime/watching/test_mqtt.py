@@ -227,7 +227,8 @@ def test_home_assistant_finds_watches_until_they_are_removed(
     same = '[[watches]]\nname = "gate_2"\ncamera = "yard"\nquestion = "is the gate open?"\n'
     path = written(home, "found.toml", yard, camera="loop = true", more=sink + other + same)
     with Listener(broker) as listener, App(path) as app, running(app):
-        until(lambda: all(listener.of(f"edge-ravlm/yard/{name}/state") for name in ("gate", "gate.2", "gate_2")))
+        topics = [f"edge-ravlm/yard/{name}/state" for name in ("gate", "gate.2", "gate_2")]
+        until(lambda: all(any(message.payload for message in listener.of(topic)) for topic in topics))
         retained = broker.retained()
         configs = {topic: json.loads(retained[topic]) for topic in retained if topic.startswith("homeassistant/")}
         assert sorted(one["name"] for one in configs.values()) == ["gate", "gate.2", "gate_2"]
@@ -258,6 +259,20 @@ def test_what_a_changed_watch_said_before_holds_no_more(broker: Broker, until: U
     (config,) = [json.loads(text) for topic, text in retained.items() if topic.startswith("ha/")]
     assert config["state_topic"] == "edge-ravlm/street/gate/state"
     assert "edge-ravlm/yard/gate/state" not in retained
+
+
+@needs_broker
+def test_what_held_when_the_app_ended_does_not_pass_for_what_holds_now(broker: Broker, until: Until) -> None:
+    broker.start()
+    with opened(broker.settings()) as sink:
+        sink.state(row(text=OPEN))
+        until(lambda: broker.retained().get("edge-ravlm/yard/gate/state") == OPEN.encode())
+    assert broker.retained()["edge-ravlm/yard/gate/state"] == OPEN.encode()
+    with opened(broker.settings()) as sink:
+        until(lambda: broker.retained().get("edge-ravlm/status") == b"online")
+        assert broker.retained().keys() == {"edge-ravlm/status"}
+        sink.state(row(text=CLOSED))
+        until(lambda: broker.retained().get("edge-ravlm/yard/gate/state") == CLOSED.encode())
 
 
 # -- brokers that come and go -----------------------------------------------------------------------------------------
