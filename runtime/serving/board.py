@@ -22,6 +22,7 @@ class Board:
         self._answers: dict[str, Row] = {}
         self._events: deque[Row] = deque(maxlen=KEPT)
         self._listeners: list[Callable[[Row | None], object]] = []
+        self._closed = False
 
     def answer(self, row: Row) -> None:
         """A watch was answered."""
@@ -34,7 +35,9 @@ class Board:
         self._tell(row)
 
     def close(self) -> None:
-        """Let those go who listen."""
+        """Let those go who listen, and who begin to later."""
+        with self._lock:
+            self._closed = True
         self._tell(None)
 
     def _tell(self, row: Row | None) -> None:
@@ -57,6 +60,9 @@ class Board:
         """Hand every event to a listener as well, which must not dawdle; None when no more will come."""
         with self._lock:
             self._listeners.append(listener)
+            closed = self._closed
+        if closed:
+            listener(None)
         try:
             yield
         finally:
