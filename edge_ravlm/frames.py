@@ -197,7 +197,7 @@ def decode_image(data: NDArray[np.uint8], what: str, *, source: str = "", do: st
     """A picture from a file's bytes, uint8 [n].
 
     Args:
-        data: a JPEG, PNG, BMP or WebP.
+        data: a JPEG, PNG, BMP, TIFF or WebP.
         what: it is called in errors.
         source: the frame's.
         do: what to do about an error.

@@ -20,6 +20,7 @@ import pytest
 
 from edge_ravlm.bundle import Bundle
 from edge_ravlm.cli import build_app, run
+from edge_ravlm.frames import MAX_PIXELS
 from edge_ravlm.runtime.apps.demo import load_clip
 from edge_ravlm.runtime.camera import open_camera
 
@@ -66,6 +67,10 @@ def test_help_names_units_and_offers_only_what_does_something(
     assert code == 0
     assert set(re.findall(r"--(?:no|empty)-[a-z-]+", told)) == ({"--no-generate"} if words == ("ask",) else set())
     assert re.findall(r"--[a-z-]+-ms ", told) == re.findall(r"--[a-z-]+-ms (?= *(?:FLOAT +)?milliseconds)", told)
+
+
+def test_commands_let_opencv_take_no_larger_pictures_than_a_frame_may_be() -> None:
+    assert os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] == str(MAX_PIXELS)
 
 
 def test_the_help_of_estimate_explains_its_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ class _Shown(BaseModel):
 
     Attributes:
         camera: its name.
-        image: a JPEG, PNG, BMP or WebP in base64.
+        image: a JPEG, PNG, BMP, TIFF or WebP in base64.
         region: ``x0,y0,x1,y1`` or ``NAME=…`` in pixels of the camera's frames; the whole picture without it.
         tags: to remember with it, or that memories must have.
     """

@@ -24,9 +24,11 @@ from edge_ravlm.errors import DataError, MemoryFault, MissingExtra, StorageError
 from edge_ravlm.runtime import looking
 from edge_ravlm.runtime.answer import UNKNOWN, Answer, Latency, Level
 from edge_ravlm.runtime.opening import load
+from edge_ravlm.runtime.watching import admission as admission_module
 from edge_ravlm.runtime.watching import app as app_module
 from edge_ravlm.runtime.watching import sinks
-from edge_ravlm.runtime.watching.app import App, admission, ask, unsaid
+from edge_ravlm.runtime.watching.admission import admission, ask, unsaid
+from edge_ravlm.runtime.watching.app import App
 from edge_ravlm.runtime.watching.lanes import Told
 from edge_ravlm.runtime.watching.metrics import WAITING, Metrics, longest
 from edge_ravlm.runtime.watching.sinks import Sink
@@ -299,8 +301,8 @@ def test_of_a_thousand_watches_a_few_tell_what_all_need(home: Path, yard: Any, m
         asked.append(watch.name)
         return ask(ravlm, watch, *more)
 
-    monkeypatch.setattr(app_module, "ask", counted)
-    monkeypatch.setattr(app_module, "_TRYING_S", 0.0)
+    monkeypatch.setattr(admission_module, "ask", counted)
+    monkeypatch.setattr(admission_module, "_TRYING_S", 0.0)
     more = "".join(f'[[watches]]\nname = "w{n}"\ncamera = "yard"\nquestion = "is it {n}?"\n' for n in range(1000))
     with App(written(home, "many.toml", yard, camera="fps = 1000", more=more)) as app:
         found = app.admission()
